@@ -1,0 +1,169 @@
+"""Payload: the one thing that travels between server and device, and its bytes.
+
+The bytes are a safetensors file (https://github.com/huggingface/safetensors): eight bytes of header length, a JSON
+header, the tensors. They are written and read here rather than through the library because both sides of a device
+live under a memory wall: writing goes once into one buffer, reading gives views of the received buffer.
+``tests/core/test_payload.py`` holds both directions against the library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedge.errors import ProtocolError
+
+Tree = dict[str, Tensor]
+
+#: What a tensor is for. Closed, so that codecs, privacy and reports can say what they touch.
+ROLES = (
+    "weights",
+    "delta",
+    "mask",
+    "scalars",
+    "logits",
+    "prototypes",
+    "statistics",
+    "activations",
+    "gradients",
+    "keys",
+    "shares",
+)
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_HEADER_LIMIT = 8 << 20
+
+
+@dataclass
+class Payload:
+    """Named tensors by role, the weight with which the sender counts, and a small JSON object.
+
+    ``weight`` is the number of training rows unless the method says otherwise.
+    """
+
+    parts: dict[str, Tree] = field(default_factory=dict)
+    weight: float = 1.0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for role in self.parts:
+            if role not in ROLES:
+                raise ValueError(f"'{role}' is not a role; roles are {', '.join(ROLES)}")
+
+    def __getitem__(self, role: str) -> Tree:
+        """The tensors of a role; empty when the sender sent none."""
+        return self.parts.get(role, {})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data, without any header."""
+        return sum(tensor.numel() * tensor.element_size() for tree in self.parts.values() for tensor in tree.values())
+
+    def to_bytes(self) -> bytearray:
+        """The payload as safetensors bytes, each tensor copied once."""
+        tensors = {f"{role}/{name}": tensor for role, tree in self.parts.items() for name, tensor in tree.items()}
+        about = {"weight": self.weight, "meta": self.meta, "roles": list(self.parts)}
+        return pack(tensors, {"fedge": json.dumps(about, sort_keys=True, allow_nan=False)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Payload:
+        """Read what ``to_bytes`` wrote. The tensors are views of ``data``, which must stay alive.
+
+        Raises ProtocolError for bytes that are not such a payload.
+        """
+        tensors, metadata = unpack(data)
+        try:
+            about = json.loads(metadata["fedge"])
+            weight, meta, roles = float(about["weight"]), dict(about["meta"]), list(about["roles"])
+            parts: dict[str, Tree] = {role: {} for role in roles}
+            for key, tensor in tensors.items():
+                role, _, name = key.partition("/")
+                parts[role][name] = tensor
+            payload = cls(parts, weight, meta)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"the payload's description can't be read: {error}") from error
+        if not math.isfinite(weight) or weight < 0:
+            raise ProtocolError(f"the payload's weight {weight} is not a finite number of at least 0")
+        return payload
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytearray:
+    """Tensors as safetensors bytes in one buffer; names are sorted within an element size, larger sizes first."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    out = bytearray(8 + len(text) + offset)
+    out[:8] = len(text).to_bytes(8, "little")
+    out[8 : 8 + len(text)] = text
+    at = 8 + len(text)
+    for name in order:
+        tensor = tensors[name].detach()
+        if tensor.numel():
+            view = torch.frombuffer(out, dtype=tensor.dtype, count=tensor.numel(), offset=at)
+            view.copy_(tensor.reshape(-1))
+            at += tensor.numel() * tensor.element_size()
+    return out
+
+
+def unpack(data: bytes | bytearray | memoryview) -> tuple[Tree, dict[str, str]]:
+    """Views of the tensors in safetensors bytes, and the file's metadata.
+
+    Every length and offset is checked before a view is made. Raises ProtocolError for anything malformed.
+    """
+    whole = memoryview(data)
+    if len(whole) < 8:
+        raise ProtocolError(f"{len(whole)} bytes are too few for a payload")
+    length = int.from_bytes(whole[:8], "little")
+    if length > _HEADER_LIMIT or 8 + length > len(whole):
+        raise ProtocolError(f"a payload header of {length} bytes does not fit")
+    start = 8 + length
+    tensors: Tree = {}
+    try:
+        header = json.loads(bytes(whole[8:start]))
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        for name, entry in header.items():
+            tensors[name] = _view(data, name, entry, start, len(whole))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"the payload's header can't be read: {error}") from error
+    return tensors, metadata
+
+
+def _view(data: bytes | bytearray | memoryview, name: str, entry: dict[str, Any], start: int, end: int) -> Tensor:
+    dtype, shape = _DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
+    first, last = (int(offset) for offset in entry["data_offsets"])
+    count = math.prod(shape)
+    size = count * torch.empty((), dtype=dtype).element_size()
+    if min(shape, default=0) < 0 or first < 0 or last - first != size or start + last > end:
+        raise ProtocolError(f"tensor '{name}' lies outside the payload")
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=start + first).reshape(shape)
