@@ -197,10 +197,10 @@ _SECONDS = _Kind(
     also={
         "us": "µs",
         "μs": "µs",  # the Greek letter beside the micro sign
-        **{word: "s" for word in ("sec", "secs", "second", "seconds")},
-        **{word: "min" for word in ("mins", "minute", "minutes")},
-        **{word: "h" for word in ("hr", "hour", "hours")},
-        **{word: "d" for word in ("day", "days")},
+        **dict.fromkeys(("sec", "secs", "second", "seconds"), "s"),
+        **dict.fromkeys(("mins", "minute", "minutes"), "min"),
+        **dict.fromkeys(("hr", "hour", "hours"), "h"),
+        **dict.fromkeys(("day", "days"), "d"),
     },
     wrong={"m": "m could be minutes or metres; {n}min?", "M": "M is no unit of time; {n}min?"},
     propose="s",

@@ -1,6 +1,8 @@
 """Quantities with units: what is read, what is refused and in which words, and that writing gives reading back."""
 
+import contextlib
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -79,9 +81,8 @@ def test_reads(parse, text, value):
     ],
 )
 def test_refuses_in_plain_words(parse, text, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse(text)
-    assert message in str(caught.value)
 
 
 def test_zero_is_refused_where_it_makes_no_sense():
@@ -122,10 +123,8 @@ def test_share_round_trip(share):
 @given(st.text(max_size=20))
 def test_any_text_is_read_or_refused_with_a_value_error(text):
     for parse in (units.parse_bytes, units.parse_bitrate, units.parse_seconds, units.parse_share):
-        try:
+        with contextlib.suppress(ValueError):
             parse(text)
-        except ValueError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize(

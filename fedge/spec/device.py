@@ -1,0 +1,316 @@
+"""Devices and links: profiles as files, groups as a federation writes them, devices as fedge runs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import model_validator
+
+from fedge.errors import ConfigError, Problem, nearest
+from fedge.spec import shipped
+from fedge.spec.source import Source, describe, read_yaml
+from fedge.spec.values import (
+    Bitrate,
+    Byterate,
+    Bytes,
+    Check,
+    Flops,
+    NonzeroShare,
+    Seconds,
+    Section,
+    Share,
+    Text,
+    Watts,
+    integer,
+    key,
+    read,
+)
+
+# what the values' provenance may be: someone measured it, the maker says it, derived by a stated rule, an estimate
+BASIS = {"M": "measured", "S": "specification", "D": "derived", "E": "estimate"}
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """A device's connection: bits per second each way, seconds, share of packets lost."""
+
+    name: str | None
+    down: float
+    up: float
+    latency: float  # a round trip
+    jitter: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One emulated device: bytes of memory, FLOP/s, bytes/s of memory traffic, watts, a link."""
+
+    name: str
+    group: str
+    profile: str
+    memory: int
+    flops: float
+    memory_bandwidth: float
+    link: LinkSpec
+    idle_power: float
+    active_power: float
+    availability: float = 1.0
+    pin: str | None = None
+
+
+class Power(Section):
+    """What the whole device draws."""
+
+    idle: Watts = key("watts while it waits")
+    active: Watts = key("watts while it computes")
+
+
+class PowerChange(Section):
+    """A group's own figures in place of the profile's."""
+
+    idle: Watts | None = key("watts while it waits", None)
+    active: Watts | None = key("watts while it computes", None)
+
+
+class Network(Section):
+    """A link class by name, values of one's own, or a class with some values replaced."""
+
+    name: Text | None = key("a link class whose values stand for those not given here", None)
+    down: Bitrate | None = key("rate towards the device, such as 30Mbit/s", None)
+    up: Bitrate | None = key("rate from the device, such as 8Mbit/s", None)
+    latency: Seconds | None = key("time of a round trip, such as 50ms", None)
+    jitter: Seconds | None = key("standard deviation of the latency", None)
+    loss: Share | None = key("share of packets lost, such as 0.5%", None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        if isinstance(given, (str, Mapping)):
+            return {"name": given} if isinstance(given, str) else given
+        raise ValueError(f"expected the name of a link class or a mapping, got {describe(given)}")
+
+
+class LinkClass(Section):
+    """A link class of ``links.yaml``."""
+
+    down: Bitrate = key("rate towards the device")
+    up: Bitrate = key("rate from the device")
+    latency: Seconds = key("time of a round trip")
+    jitter: Seconds = key("standard deviation of the latency")
+    loss: Share = key("share of packets lost")
+    about: Text | None = key("what it is, in a line", None)
+    basis: Text | None = key("M measured, S specification, D derived, E estimate; and how", None)
+    sources: list[Text] | None = key("where the values were read", None)
+
+
+def _basis(given: object) -> dict[str, str]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"expected a mapping, got {describe(given)}")
+    for name, text in given.items():
+        if not isinstance(text, str) or not re.match(r"[MSDE]\b", text):
+            raise ValueError(f"{name}: expected M, S, D or E and then how, got {describe(text)}")
+    return dict(given)
+
+
+class Accelerator(Section):
+    """A device's GPU; its figures hold for devices that are pinned to a CUDA device."""
+
+    name: Text = key("what it is")
+    memory: Bytes | None = key("memory of its own; absent where it shares the device's", None)
+    compute: Flops = key("sustained fp32 rate")
+    memory_bandwidth: Byterate | None = key("memory traffic it sustains, where it differs", None)
+
+
+class Profile(Section):
+    """A device that can be bought, as far as its budget goes. One file each."""
+
+    name: Text = key("the profile's name")
+    about: Text = key("what it is, in a line")
+    memory: Bytes = key("what the device can grant to federated work")
+    memory_total: Bytes | None = key("memory fitted", None)
+    compute: Flops = key("sustained fp32 rate of its processor")
+    memory_bandwidth: Byterate = key("memory traffic that it sustains, each byte read or written counted")
+    network: Text = key("the link class it has when a federation names none")
+    networks: list[Text] | None = key("other link classes it can have", None)
+    power: Power = key("what the whole device draws")
+    accelerator: Accelerator | None = key("its GPU, if it has one", None)
+    refused: Text | None = key("why no federation can use it", None)
+    basis: (
+        Annotated[
+            dict[str, str],
+            Check(_basis, {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[MSDE]\b"}}),
+        ]
+        | None
+    ) = key("for each quantity: M measured, S specification, D derived, E estimate; and how", None)
+    sources: dict[str, list[Text]] | None = key("for each quantity, where it was read", None)
+
+
+def _pin(given: object) -> str:
+    if not isinstance(given, str) or not re.fullmatch(r"(cpu|cuda):\d{1,4}", given):
+        raise ValueError(f"expected 'cpu:N' or 'cuda:N', such as 'cuda:0', got {describe(given)}")
+    return given
+
+
+class Group(Section):
+    """Devices of one kind. What isn't given comes from the profile."""
+
+    profile: Text = key("a bundled profile's name (see `fedge devices`) or the path of a profile's YAML")
+    count: Annotated[int, integer(1, 100_000)] = key("how many; more than one are named phone-00, phone-01, …", 1)
+    network: Network | None = key("a link class's name, or down, up, latency, jitter and loss", None)
+    memory: Bytes | None = key("what each grants to federated work, such as 512MiB", None)
+    compute: Flops | None = key("sustained fp32 rate, such as 9GFLOP/s", None)
+    memory_bandwidth: Byterate | None = key("memory traffic, such as 4.8GB/s", None)
+    availability: NonzeroShare = key("share of rounds in which each can be reached, above 0", 1.0)
+    pin: Annotated[str, Check(_pin, {"type": "string", "pattern": r"^(cpu|cuda):\d+$"})] | None = key(
+        "run on this processor or accelerator of the host, such as cpu:1 or cuda:0", None
+    )
+    power: PowerChange | None = key("watts, idle and active, in place of the profile's", None)
+
+
+@cache
+def load_links() -> Mapping[str, LinkClass]:
+    """The bundled link classes by name."""
+    source = read_yaml(shipped.shipped("devices") / "links.yaml", what="file of links")
+    links = {name: read(LinkClass, body, name, source) for name, body in source.data.items()}
+    source.raise_problems()
+    return {name: link for name, link in links.items() if link is not None}
+
+
+@cache
+def load_profile(path: Path) -> Profile:
+    """One profile from its file; ConfigError with every mistake in it."""
+    source = read_yaml(path, what="device profile")
+    profile = read(Profile, source.data, "", source)
+    if profile is not None:
+        for at, name in [
+            ("network", profile.network),
+            *((f"networks.{i}", n) for i, n in enumerate(profile.networks or ())),
+        ]:
+            if name not in load_links():
+                source.report(at, f"no link class '{name}'", hint=nearest(name, load_links()))
+    source.raise_problems()
+    assert profile is not None
+    return profile
+
+
+@cache
+def bundled_profiles() -> Mapping[str, Profile]:
+    """Every bundled profile by name, the refused ones too."""
+    folder = shipped.shipped("devices")
+    return {name: load_profile(folder / f"{name}.yaml") for name in shipped.names("devices")}
+
+
+def find_profile(word: str, folder: Path) -> tuple[str, Profile]:
+    """The profile and the word to write for it: a bundled name as it is, a path made absolute.
+
+    Raises ConfigError, without a place when the name itself is wrong.
+    """
+    if word in shipped.names("devices"):
+        return word, load_profile(shipped.shipped("devices") / f"{word}.yaml")
+    path = (folder / Path(word).expanduser()).resolve()
+    if path.suffix in (".yaml", ".yml") or "/" in word:
+        if not path.is_file():
+            raise ConfigError(Problem(f"no such file: {path}"))
+        return str(path), load_profile(path)
+    hint = nearest(word, shipped.names("devices")) or "`fedge devices` lists them; or give the path of a YAML file"
+    raise ConfigError(Problem(f"no device profile '{word}'", hint=hint))
+
+
+def expand(groups: Mapping[str, Group], source: Source, folder: Path) -> tuple[DeviceSpec, ...]:
+    """Every device of every group, in the order written; mistakes go to ``source.problems``."""
+    devices: list[DeviceSpec] = []
+    taken: dict[str, str] = {}
+    for name, group in groups.items():
+        at = f"devices.{name}"
+        model = _model_device(name, group, at, source, folder)
+        if model is None:
+            continue
+        digits = max(2, len(str(group.count - 1)))
+        for index in range(group.count):
+            own = name if group.count == 1 else f"{name}-{index:0{digits}d}"
+            if own in taken:
+                source.report(at, f"a second device would be named '{own}'; group '{taken[own]}' has one")
+                break
+            taken[own] = name
+            devices.append(DeviceSpec(**{**model, "name": own}))
+    return tuple(devices)
+
+
+def check_names(given: Mapping[str, Any], at: str, source: Source, folder: Path) -> None:
+    """Look up the profile and link that a group names although the group itself is wrong: all mistakes at once."""
+    if isinstance(profile := given.get("profile"), str):
+        _profile(profile, at, source, folder)
+    if isinstance(network := given.get("network"), str):
+        _link(Network(name=network), f"{at}.network", source)
+
+
+def _profile(name: str, at: str, source: Source, folder: Path) -> tuple[str, Profile] | None:
+    try:
+        word, profile = find_profile(name, folder)
+    except ConfigError as error:
+        for problem in error.problems:
+            if problem.file is None:
+                source.report(f"{at}.profile", problem.message, hint=problem.hint)
+            else:
+                source.problems.append(problem)
+        return None
+    if profile.refused:
+        source.report(f"{at}.profile", f"'{profile.name}' can't take part: {profile.refused}")
+        return None
+    return word, profile
+
+
+def _model_device(name: str, group: Group, at: str, source: Source, folder: Path) -> dict[str, Any] | None:
+    found = _profile(group.profile, at, source, folder)
+    link = None
+    if found is not None or group.network is not None:
+        link = _link(group.network or Network(name=found[1].network if found else None), f"{at}.network", source)
+    if found is None or link is None:
+        return None
+    word, profile = found
+    # a device that runs on the host's GPU stands for one that computes on its own
+    fast = profile.accelerator if group.pin and group.pin.startswith("cuda") else None
+    power = group.power or PowerChange()
+    idle = profile.power.idle if power.idle is None else power.idle
+    active = profile.power.active if power.active is None else power.active
+    if idle > active:
+        source.report(f"{at}.power", f"idle draws {idle:g}W, more than the {active:g}W when active")
+    return {
+        "group": name,
+        "profile": word,
+        "memory": group.memory or (fast and fast.memory) or profile.memory,
+        "flops": group.compute or (fast or profile).compute,
+        "memory_bandwidth": group.memory_bandwidth or (fast and fast.memory_bandwidth) or profile.memory_bandwidth,
+        "link": link,
+        "idle_power": idle,
+        "active_power": active,
+        "availability": group.availability,
+        "pin": group.pin,
+    }
+
+
+def _link(network: Network, at: str, source: Source) -> LinkSpec | None:
+    values: dict[str, Any] = {}
+    if network.name is not None:
+        known = load_links().get(network.name)
+        if known is None:
+            close = nearest(network.name, load_links()) or f"known: {', '.join(load_links())}"
+            source.report(at, f"no link class '{network.name}'", hint=close)
+            return None
+        values = {part: getattr(known, part) for part in ("down", "up", "latency", "jitter", "loss")}
+    values |= {"jitter": values.get("jitter", 0.0), "loss": values.get("loss", 0.0)}
+    given = {part: getattr(network, part) for part in ("down", "up", "latency", "jitter", "loss")}
+    values |= {part: value for part, value in given.items() if value is not None}
+    missing = [part for part in ("down", "up", "latency") if part not in values]
+    for part in missing:
+        source.report(f"{at}.{part}", "this key is needed where no link class is named", hint="or give `name: wifi4`")
+    if values.get("loss", 0) >= 1:
+        source.report(f"{at}.loss", "a link that loses everything carries nothing", hint="say availability instead")
+        return None
+    return None if missing else LinkSpec(name=network.name, **values)

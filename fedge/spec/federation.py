@@ -1,0 +1,474 @@
+"""A federation file: from YAML with overrides to frozen values, every mistake reported at once with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import model_validator
+
+from fedge import units
+from fedge.errors import ConfigError, Problem, nearest
+from fedge.spec import catalogue as catalogues
+from fedge.spec.device import DeviceSpec, Group, check_names, expand
+from fedge.spec.source import Source, describe, override, read_yaml
+from fedge.spec.stage import STAGES, StageSpec, read_stages, write_stage
+from fedge.spec.values import (
+    SHARE_SCHEMA,
+    Check,
+    Flag,
+    S,
+    Section,
+    Text,
+    Timeout,
+    integer,
+    key,
+    one_of,
+    read,
+    real,
+    whole,
+)
+
+TASKS = ("image-classification", "text-classification", "causal-lm", "masked-lm")
+_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".npz", ".txt", ".zip", ".arrow")
+_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+_GROUP_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}"
+
+
+class ModelSpec(Section):
+    """The foundation model: a bundled name, a local Hugging Face folder, a Hub id, or module:function."""
+
+    name: Text = key("a bundled name, a local Hugging Face folder, a Hub id, or module:function")
+    task: Annotated[str, one_of(*TASKS)] | None = key("what it learns; told from model and data by default", None)
+    revision: Text | None = key("branch, tag or commit of a model from the Hub", None)
+    trust_remote_code: Flag = key("run code that comes with the model", False)
+    options: dict[str, Any] = key("arguments of a module:function, or of a bundled model", {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"name": given}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"expected a name or a mapping, got {describe(given)}")
+        return given
+
+
+@dataclass(frozen=True)
+class PartitionSpec:
+    """How rows are dealt to devices: iid; dirichlet with its alpha; shards a device; by a column."""
+
+    kind: str = "iid"
+    value: float | int | str | None = None
+
+
+def _partition(given: object) -> PartitionSpec:
+    kinds = ("iid", "dirichlet", "shards", "by")
+    if isinstance(given, PartitionSpec):
+        return given
+    if given == "iid":
+        return PartitionSpec()
+    if isinstance(given, str):
+        examples = {"dirichlet": "{dirichlet: 0.3}", "shards": "{shards: 2}", "by": "{by: hospital}"}
+        if given in examples:
+            raise ValueError(f"{given} needs its value: {examples[given]}")
+        close = nearest(given, kinds)
+        raise ValueError(
+            f"expected iid, {', '.join(examples.values())}, got {describe(given)}" + (f"; {close}" if close else "")
+        )
+    if not isinstance(given, Mapping) or len(given) != 1:
+        got = f"{len(given)} keys" if isinstance(given, Mapping) else describe(given)
+        raise ValueError(f"expected iid, {{dirichlet: 0.3}}, {{shards: 2}} or {{by: hospital}}, got {got}")
+    kind, value = next(iter(given.items()))
+    try:
+        if kind == "dirichlet":
+            return PartitionSpec(kind, real(value, 0, 1e6, above=True))
+        if kind == "shards":
+            return PartitionSpec(kind, whole(value, least=1, most=100_000))
+        if kind == "by" and isinstance(value, str) and value:
+            return PartitionSpec(kind, value)
+        if kind == "by":
+            raise ValueError(f"expected a column's name, got {describe(value)}")
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
+    close = nearest(kind, kinds)
+    raise ValueError(f"no partition '{kind}'; known: {', '.join(kinds)}" + (f"; {close}" if close else ""))
+
+
+def _write_partition(spec: PartitionSpec) -> Any:
+    return spec.kind if spec.value is None else {spec.kind: spec.value}
+
+
+_PARTITION_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"const": "iid"},
+        *(
+            {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+            for name, schema in {
+                "dirichlet": {"type": "number", "exclusiveMinimum": 0},
+                "shards": {"type": "integer", "minimum": 1},
+                "by": {"type": "string"},
+            }.items()
+        ),
+    ]
+}
+
+
+def _test(given: object) -> float | str:
+    if isinstance(given, str) and given.strip() and not given.strip().endswith("%"):
+        return given
+    share = units.parse_share(given, zero=False)
+    if share == 1:
+        raise ValueError("100%: nothing is left to train on")
+    return share
+
+
+def _local_test(given: object) -> float | str:
+    if given == "label_mix":
+        return "label_mix"
+    if isinstance(given, str) and not given.strip().endswith("%"):
+        raise ValueError(f"expected label_mix or a share, such as 20%, got {describe(given)}")
+    return _test(given)
+
+
+def _write_share(value: float | str) -> str:
+    return value if isinstance(value, str) else units.format_share(value)
+
+
+class DataSpec(Section):
+    """The data set, its columns, and how its rows are dealt to the devices."""
+
+    dataset: Text = key("a bundled name, a file (csv, jsonl, parquet, npz), an image folder, or a Hub id")
+    text: Text | None = key("column that holds the text", None)
+    label: Text | None = key("column that holds the label", None)
+    image: Text | None = key("column that holds the image", None)
+    client: Text | None = key("column that names whose row it is", None)
+    format: Text | None = key("the file's format, where its name doesn't say", None)
+    test: (
+        Annotated[float | str, Check(_test, {"anyOf": [*SHARE_SCHEMA["anyOf"], {"type": "string"}]}, _write_share)]
+        | None
+    ) = key("test rows: a share of the data, such as 20%, or a file", None)
+    length: Annotated[int, integer(1, 1_000_000)] = key("tokens that a text is cut or padded to", 128)
+    rows: Annotated[int, integer(1)] | None = key("use no more training rows than this", None)
+    partition: Annotated[PartitionSpec, Check(_partition, _PARTITION_SCHEMA, _write_partition)] = key(
+        "how rows are dealt to devices", PartitionSpec()
+    )
+    public: Annotated[int, integer(0)] = key("rows that server and devices share, for distillation", 0)
+    local_test: Annotated[
+        float | str,
+        Check(_local_test, {"anyOf": [{"const": "label_mix"}, *SHARE_SCHEMA["anyOf"]]}, _write_share),
+    ] = key(
+        "a device's own test: label_mix reweights the test rows by its labels; a share keeps some of its rows",
+        "label_mix",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"dataset": given} if isinstance(given, str) else given
+
+
+def _slots(given: object) -> int | str:
+    if given == "auto":
+        return "auto"
+    if isinstance(given, str):
+        raise ValueError(f"expected auto or a whole number, got {describe(given)}")
+    return whole(given, least=1, most=10_000)
+
+
+class EmulationSpec(Section):
+    """How this host stands in for the devices."""
+
+    clock: Annotated[str, one_of("virtual", "real")] = key(
+        "virtual: full speed, time is reckoned; real: throttled, time is the wall clock's", "virtual"
+    )
+    slots: Annotated[int | str, Check(_slots, {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]})] = key(
+        "device processes that compute at once", "auto"
+    )
+    restart: Annotated[int, integer(0, 1000)] = key("how often a device whose host process died is started again", 1)
+    wall: Annotated[str, one_of("auto", "cgroup1", "cgroup2", "rlimit", "none")] = key(
+        "what holds a device to its memory", "auto"
+    )
+    heartbeat: Timeout = key("a device silent for so long is taken for hung", 30.0)
+
+
+class EvaluateSpec(Section):
+    """When and on how much the server's model is tested."""
+
+    every: Annotated[int, integer(1, 1_000_000)] = key("rounds between two tests", 1)
+    rows: Annotated[int, integer(1)] | None = key("test rows; all by default", None)
+    baselines: Flag = key("also train on the pooled data, and on each device alone, to compare", False)
+
+
+@dataclass(frozen=True)
+class FederationSpec:
+    """A whole federation, checked; ``folder`` is what its relative paths started from."""
+
+    name: str
+    seed: int
+    model: ModelSpec
+    data: DataSpec
+    devices: tuple[DeviceSpec, ...]
+    emulation: EmulationSpec
+    evaluate: EvaluateSpec
+    stages: tuple[StageSpec, ...]
+    groups: Mapping[str, Group] = field(default_factory=dict, compare=False, repr=False)
+    folder: Path = field(default=Path(), compare=False)
+    source: Source = field(default_factory=lambda: Source(""), compare=False, repr=False)
+
+    def where(self, path: str) -> dict[str, Any]:
+        """``file``, ``line``, ``column`` and ``key`` for a Problem about this dotted key."""
+        place = self.source.place(path)
+        return {"file": place.file, "line": place.line, "column": place.column, "key": path}
+
+    def problem(self, path: str, message: str, *, hint: str | None = None) -> Problem:
+        """A mistake at this dotted key, for a ConfigError; ``stages.1.method`` names a stage by its number."""
+        return self.source.problem(path, message, hint=hint)
+
+
+# the keys of the file, in the order in which `resolved` writes them
+KEYS = {
+    "name": "the federation's name: small letters, digits, - and _; the file's by default",
+    "seed": "what all randomness starts from",
+    "model": "the foundation model",
+    "data": "the data set and how it is dealt",
+    "devices": "groups of devices by name",
+    "emulation": "how this host stands in for the devices",
+    "evaluate": "when and on how much the model is tested",
+    "stages": "what is done, in order",
+}
+
+
+def find_federation(path: str | Path) -> Path:
+    """The file meant by ``path``; a folder means the ``federation.yaml`` in it. ConfigError when there is none."""
+    found = Path(path).expanduser()
+    if found.is_dir():
+        for name in ("federation.yaml", "federation.yml"):
+            if (found / name).is_file():
+                return found / name
+        raise ConfigError(Problem("the folder has no federation.yaml", file=str(found), hint="`fedge init` writes one"))
+    if not found.exists():
+        beside = [p.name for p in found.parent.glob("*.y*ml")] if found.parent.is_dir() else []
+        raise ConfigError(Problem("no such file", file=str(found), hint=nearest(found.name, beside)))
+    return found
+
+
+def load_federation(
+    path: str | Path,
+    overrides: Sequence[str] | Mapping[str, object] = (),
+    *,
+    catalogue: catalogues.Catalogue | None = None,
+) -> FederationSpec:
+    """Read and check a federation.
+
+    ``overrides`` are 'a.b.c=value' texts (the value read as YAML), or a mapping of dotted key to value.
+    Raises ConfigError with every mistake of the file and the overrides.
+    """
+    file = find_federation(path)
+    source = read_yaml(file)
+    override(source, overrides)
+    _name_stages_by_number(source)
+    return _check(source, file.absolute().parent, file.stem, catalogue or catalogues.load())
+
+
+def _name_stages_by_number(source: Source) -> None:
+    """Let ``stages.1.rounds`` find what the file holds at ``stages.1.customize.rounds``."""
+    for path, place in list(source.places.items()):
+        match = re.fullmatch(rf"(stages\.\d+)\.({'|'.join(STAGES)})(\..+)?", path)
+        if match:
+            source.places[match[1] + (match[3] or "")] = place
+
+
+def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalogue) -> FederationSpec:
+    data = source.data
+    for name in data:
+        if name not in KEYS:
+            source.report(name, "unknown key", hint=nearest(name, KEYS) or f"known here: {', '.join(KEYS)}")
+    name = _name(data.get("name"), stem, source)
+    seed = _seed(data.get("seed", 0), source)
+    model = _needed(ModelSpec, "model", data, source)
+    rows = _needed(DataSpec, "data", data, source)
+    groups = _groups(data.get("devices"), source, folder)
+    devices = expand(groups, source, folder)
+    emulation = read(EmulationSpec, data.get("emulation"), "emulation", source)
+    evaluate = read(EvaluateSpec, data.get("evaluate"), "evaluate", source)
+    stages = read_stages(data.get("stages"), source, catalogue)
+    model = _model_path(model, data.get("model"), folder, source)
+    rows = _data_paths(rows, data.get("data"), folder, source)
+    if "devices" in data and devices and len(groups) == len(data["devices"]):
+        _cohorts(stages, len(devices), source)
+    source.raise_problems()
+    assert model is not None
+    assert rows is not None
+    assert emulation is not None
+    assert evaluate is not None
+    return FederationSpec(
+        name=name,
+        seed=seed,
+        model=model,
+        data=rows,
+        devices=devices,
+        emulation=emulation,
+        evaluate=evaluate,
+        stages=stages,
+        groups=groups,
+        folder=folder,
+        source=source,
+    )
+
+
+def _needed(kind: type[S], name: str, data: Mapping[str, Any], source: Source) -> S | None:
+    if data.get(name) is None:
+        source.report(name, "this key is needed", hint=KEYS[name])
+        return None
+    return read(kind, data[name], name, source)
+
+
+def _name(given: object, stem: str, source: Source) -> str:
+    if given is None:
+        return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:64] or "federation"
+    text = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+    if not isinstance(text, str) or not re.fullmatch(_NAME, text):
+        hint = "small letters, digits, - and _, at most 64"
+        source.report("name", f"expected a plain name, got {describe(given)}", hint=hint)
+        return ""
+    return text
+
+
+def _seed(given: object, source: Source) -> int:
+    try:
+        return whole(given, least=0, most=2**63 - 1)
+    except ValueError as error:
+        source.report("seed", str(error))
+        return 0
+
+
+def _groups(given: object, source: Source, folder: Path) -> dict[str, Group]:
+    if given is None or given == {}:
+        source.report("devices", "no devices", hint="such as `pi: {profile: pi-4b-4g, count: 4}`")
+        return {}
+    if not isinstance(given, Mapping):
+        source.report("devices", f"expected a mapping of groups, got {describe(given)}")
+        return {}
+    groups = {}
+    for name, body in given.items():
+        at = f"devices.{name}"
+        if not re.fullmatch(_GROUP_NAME, name):
+            hint = "letters, digits, - and _, at most 48: it becomes the name of files"
+            source.report(at, "not a name for devices", hint=hint)
+        elif isinstance(body, str):
+            source.report(at, f"expected a mapping, got {describe(body)}", hint=f"{{profile: {body}}}?")
+        elif (group := read(Group, body, at, source)) is not None:
+            groups[name] = group
+        elif isinstance(body, Mapping):
+            check_names(body, at, source, folder)
+    return groups
+
+
+# The names below are looked up in the raw values, so that one wrong key in a section doesn't hide a missing file.
+
+
+def _model_path(model: ModelSpec | None, given: object, folder: Path, source: Source) -> ModelSpec | None:
+    at = "model.name" if isinstance(given, Mapping) else "model"
+    name = given.get("name") if isinstance(given, Mapping) else given
+    if not isinstance(name, str) or not name.strip():
+        return model
+    path = (folder / Path(name).expanduser()).resolve()
+    if path.is_dir():
+        return model and model.model_copy(update={"name": str(path)})
+    if path.is_file():
+        source.report(at, "is a file; a model is a folder that holds a config.json")
+    elif name.startswith((".", "/", "~")):
+        source.report(at, f"no such folder: {path}")
+    return model
+
+
+def _data_paths(data: DataSpec | None, given: object, folder: Path, source: Source) -> DataSpec | None:
+    at = "data.dataset" if isinstance(given, Mapping) else "data"
+    dataset = given.get("dataset") if isinstance(given, Mapping) else given
+    update: dict[str, Any] = {}
+    if isinstance(dataset, str) and dataset.strip():
+        update["dataset"] = _file(dataset, at, folder, source)
+    test = given.get("test") if isinstance(given, Mapping) else None
+    if isinstance(test, str) and test.strip() and not re.fullmatch(r"[\d.+-]+\s*%?|.*%", test.strip()):
+        update["test"] = _file(test, "data.test", folder, source, must=True)
+    return data and data.model_copy(update=update)
+
+
+def _file(name: str, at: str, folder: Path, source: Source, *, must: bool = False) -> str:
+    """An absolute path where the word names something there; the word itself where it may be a name or a Hub id."""
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and not must:
+        return name
+    path = (folder / Path(name).expanduser()).resolve()
+    # a bare word is a bundled name before it is a file that happens to lie there
+    bare = re.fullmatch(r"[\w-]+", name) is not None
+    if path.exists() and (must or not bare or path.is_dir()):
+        return str(path)
+    looks = must or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(_FILES)
+    if looks:
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        source.report(at, f"no such file: {path}", hint=nearest(path.name, beside))
+    return name
+
+
+def _cohorts(stages: tuple[StageSpec, ...], devices: int, source: Source) -> None:
+    for stage in stages:
+        at = f"stages.{stage.index}"
+        if stage.cohort is not None and stage.cohort > devices:
+            source.report(f"{at}.cohort", f"{stage.cohort} devices are asked each round, but there are {devices}")
+        asked = min(stage.cohort or devices, devices)
+        if isinstance(stage.quorum, int) and stage.quorum > asked:
+            source.report(f"{at}.quorum", f"{stage.quorum} answers are needed, but {asked} devices are asked")
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def resolved(spec: FederationSpec) -> str:
+    """The federation as YAML with every default filled in; read again, it gives an equal spec."""
+    first: dict[str, DeviceSpec] = {}
+    for device in spec.devices:
+        first.setdefault(device.group, device)
+    document = {
+        "name": spec.name,
+        "seed": spec.seed,
+        "model": spec.model.model_dump(),
+        "data": spec.data.model_dump(),
+        "devices": {name: _write_group(device, spec.groups[name].count) for name, device in first.items()},
+        "emulation": spec.emulation.model_dump(),
+        "evaluate": spec.evaluate.model_dump(),
+        "stages": [write_stage(stage) for stage in spec.stages],
+    }
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
+def _write_group(device: DeviceSpec, count: int) -> dict[str, Any]:
+    link = device.link
+    network = {
+        "name": link.name,
+        "down": units.format_bitrate(link.down, exact=True),
+        "up": units.format_bitrate(link.up, exact=True),
+        "latency": units.format_seconds(link.latency, exact=True),
+        "jitter": units.format_seconds(link.jitter, exact=True),
+        "loss": units.format_share(link.loss),
+    }
+    return {
+        "profile": device.profile,
+        "count": count,
+        "network": {name: value for name, value in network.items() if value is not None},
+        "memory": units.format_bytes(device.memory, exact=True),
+        "compute": units.format_flops(device.flops, exact=True),
+        "memory_bandwidth": units.format_byterate(device.memory_bandwidth, exact=True),
+        "availability": units.format_share(device.availability),
+        "pin": device.pin,
+        "power": {
+            "idle": units.format_watts(device.idle_power, exact=True),
+            "active": units.format_watts(device.active_power, exact=True),
+        },
+    }
