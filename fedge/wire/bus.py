@@ -329,7 +329,11 @@ class Line:
             except zmq.Again:
                 break
             self._take(_buffers(parts))
+            self._arrive()  # at once: a breach by the next message must not take this one with it
             self._flush()
+        self._arrive()
+
+    def _arrive(self) -> None:
         while self._arriving and self._arriving[0][0] <= monotonic():
             self._inbox.put(self._arriving.popleft()[1])
 
