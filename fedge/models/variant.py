@@ -1,0 +1,48 @@
+"""A variant's model out of a stage's base, the same on the server, on every device and in the planner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedge.core.method import Method
+from fedge.core.payload import Tree
+from fedge.core.rng import seed_everything
+from fedge.models.names import load, tensors, trainable
+from fedge.models.share import own, share, storages
+
+
+@dataclass
+class Assembled:
+    """A variant's model and the values that its trainable tensors start from, by payload name.
+
+    Those that the base holds are the base's own tensors, so that they cost nothing twice.
+    """
+
+    model: nn.Module
+    initial: Tree
+
+    def reset(self) -> None:
+        """Put the trainable tensors back to what ``build`` made of the base."""
+        load(self.model, self.initial)
+
+
+def assemble(method: Method, base: nn.Module, *seed: str | int) -> Assembled:
+    """Build a variant on a copy that shares the base's memory; what it trains gets memory of its own.
+
+    ``seed`` names the stage: new tensors (adapters, exits) are drawn from it alone, so every device has the same.
+    """
+    seed_everything(*seed, "build")
+    model = own(method.build(share(base)), storages(base))
+    held = tensors(base)
+    initial = {
+        name: held[name] if name in held and held[name].shape == parameter.shape else parameter.detach().clone()
+        for name, parameter in trainable(model).items()
+    }
+    return Assembled(model, initial)
+
+
+def duplicate(base: nn.Module) -> nn.Module:
+    """The base with memory of its own, nothing trainable."""
+    return own(share(base).requires_grad_(True)).requires_grad_(False)
