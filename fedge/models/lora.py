@@ -1,8 +1,8 @@
 """Low-rank adapters through peft: injected, trained in part, merged, and saved as peft's own files.
 
-The adapted module computes ``W x + s·B(A x)`` with ``A [rank, in]``, ``B [out, rank]`` and ``s = alpha / rank``. When only
-the first slots of the rank are trained, they are one peft adapter and the others a second one that runs beside it, so
-that gradients and optimizer state exist for the trained slots alone.
+The adapted module computes ``W x + s·B(A x)`` with ``A [rank, in]``, ``B [out, rank]`` and ``s = alpha / rank``. When
+only the first slots of the rank are trained, they are one peft adapter and the others a second one that runs beside it,
+so that gradients and optimizer state exist for the trained slots alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fedge.errors import MethodError, MissingError
 from fedge.models.anatomy import anatomy
@@ -169,7 +170,8 @@ def _add(model: nn.Module, adapter: str, rank: int, modules: list[str], conv: bo
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=list(modules), lora_dropout=dropout, fan_in_fan_out=conv, bias="none"
     )
-    with warnings.catch_warnings():
+    # peft can't place an adapter while tensors are faked; what it makes on meta is replaced afterwards in any case
+    with warnings.catch_warnings(), unset_fake_temporarily():
         warnings.simplefilter("ignore")  # peft points out that there already is an adapter
         # on meta, so that nothing is drawn from the global state: the draws below don't depend on how slots are split
         inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=True)
