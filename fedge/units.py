@@ -202,7 +202,7 @@ _SECONDS = _Kind(
         **dict.fromkeys(("hr", "hour", "hours"), "h"),
         **dict.fromkeys(("day", "days"), "d"),
     },
-    wrong={"m": "m could be minutes or metres; {n}min?", "M": "M is no unit of time; {n}min?"},
+    wrong={"m": "is that min or ms? {n}min?", "M": "M is no unit of time; {n}min?"},
     propose="s",
     most=86400.0 * 3660,
     zero=True,

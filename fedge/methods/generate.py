@@ -159,9 +159,12 @@ def _type(hint: Any, where: str) -> tuple[str, Sequence[Any]]:
         return _SCALARS[hint], ()
     if origin is typing.Literal:
         return _SCALARS[type(arguments[0])], arguments
-    if origin in (typing.Union, types.UnionType) and type(None) in arguments and len(arguments) == 2:
-        kind, choices = _type(next(a for a in arguments if a is not type(None)), where)
-        return f"{kind} | None", choices
+    if origin in (typing.Union, types.UnionType):
+        # a field that Python may also give a Method takes that method's name in YAML
+        kept = [a for a in arguments if a is not type(None) and not _is_method(a)]
+        if len(kept) == 1:
+            kind, choices = _type(kept[0], where)
+            return (f"{kind} | None" if type(None) in arguments else kind), choices
     if origin in (tuple, list) or getattr(origin, "__name__", "") == "Sequence":
         inner = {argument for argument in arguments if argument is not Ellipsis}
         if len(inner) == 1:
@@ -169,6 +172,10 @@ def _type(hint: Any, where: str) -> tuple[str, Sequence[Any]]:
             if "[" not in kind and "|" not in kind:
                 return f"list[{kind}]", choices
     raise TypeError(f"{where}: YAML has no such value: {hint}; int, float, bool, str or lists of them")
+
+
+def _is_method(hint: Any) -> bool:
+    return isinstance(hint, type) and hasattr(hint, "variants")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -269,8 +269,12 @@ def _profile(name: str, at: str, source: Source, folder: Path) -> tuple[str, Pro
 def _model_device(name: str, group: Group, at: str, source: Source, folder: Path) -> dict[str, Any] | None:
     found = _profile(group.profile, at, source, folder)
     link = None
-    if found is not None or group.network is not None:
-        link = _link(group.network or Network(name=found[1].network if found else None), f"{at}.network", source)
+    network = group.network or Network()
+    rated = network.down is not None or network.up is not None or network.latency is not None
+    if found is not None and network.name is None and not rated:
+        network = network.model_copy(update={"name": found[1].network})  # loss or jitter alone refine the profile's
+    if found is not None or network.name is not None:
+        link = _link(network, f"{at}.network", source)
     if found is None or link is None:
         return None
     word, profile = found

@@ -286,7 +286,8 @@ def _name_stages_by_number(source: Source) -> None:
 def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalogue) -> FederationSpec:
     data = source.data
     for name in data:
-        if name not in KEYS:
+        # x-…: room for the user's own, anchors most of all, as compose has it
+        if name not in KEYS and not name.startswith("x-"):
             source.report(name, "unknown key", hint=nearest(name, KEYS) or f"known here: {', '.join(KEYS)}")
     name = _name(data.get("name"), stem, source)
     seed = _seed(data.get("seed", 0), source)
@@ -425,7 +426,7 @@ def _cohorts(stages: tuple[StageSpec, ...], devices: int, source: Source) -> Non
             source.report(f"{at}.quorum", f"{stage.quorum} answers are needed, but {asked} devices are asked")
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     def ignore_aliases(self, data: Any) -> bool:
         return True
 

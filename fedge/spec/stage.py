@@ -279,13 +279,16 @@ class _Reader:
             self.source.report(at, f"no method '{word}'", hint=hint)
             return word, None
         if not info.built:
-            hint = f"the nearest one built is '{info.nearest}'" if info.nearest else None
-            self.source.report(at, f"'{word}' ({info.name}) is known but not built", hint=hint)
+            near = f"the nearest one built is '{info.nearest}'" if info.nearest else None
+            self.source.report(at, f"'{word}' ({info.name}) is known but not built", hint=near)
         elif self.stage not in info.stages:
             stages = " or ".join(info.stages)
             usable = ", ".join(known.key for known in here)
-            hint = f"for {self.stage}: {usable}" if usable else None
-            self.source.report(at, f"'{word}' is a method for {stages}, not for {self.stage}", hint=hint)
+            self.source.report(
+                at,
+                f"'{word}' is a method for {stages}, not for {self.stage}",
+                hint=f"here: {usable}" if usable else None,
+            )
         return info.key, info
 
     def _options(self, info: MethodInfo | None, given: Options, at: str, method: str) -> Options:

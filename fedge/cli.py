@@ -1,0 +1,138 @@
+"""The commands: each parses, calls, prints. ``fedge.__main__`` turns what they raise into exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="fedge",
+    help="docker compose for federations of edge devices: federated foundation models on devices you don't have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+#: What the parser raises for a wrong command line.
+usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+Federation = Annotated[str, typer.Argument(metavar="FEDERATION", help="A YAML file, or a folder with federation.yaml.")]
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.customize.rounds=3. Can be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fedge import __version__
+
+        print(f"fedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def config(federation: Federation, set: Set = None, as_json: Json = False) -> None:
+    """Check a federation and print it with every default filled in.
+
+    Example: fedge config federation.yaml --set stages.customize.rounds=3
+    """
+    from fedge.spec import load_federation, resolved
+
+    text = resolved(load_federation(federation, set or ()))
+    if as_json:
+        import yaml
+
+        print_json(yaml.safe_load(text))
+    else:
+        sys.stdout.write(text)
+
+
+@app.command()
+def schema(
+    kind: Annotated[
+        str, typer.Argument(metavar="[federation|device]", help="Which file the schema is for.")
+    ] = "federation",
+) -> None:
+    """Print the JSON Schema of federation or device files, for editors.
+
+    Example: fedge schema > federation.schema.json
+    """
+    from fedge.spec.schema import json_schema
+
+    if kind not in ("federation", "device", "links"):
+        raise typer.BadParameter(f"'{kind}' is none of federation, device, links", param_hint="KIND")
+    print_json(json_schema(kind))
+
+
+@app.command()
+def methods(
+    method: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[METHOD]", help="Show this method's card and fields."),
+    ] = None,
+    stage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--stage", metavar="STAGE", help="Only those for train, customize or deploy."),
+    ] = None,
+    built: Annotated[bool, typer.Option("--built", help="Only those that are built.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the methods with the survey's taxonomy and stars, or show one.
+
+    Example: fedge methods --stage customize --built
+    """
+    from fedge.report.listings import method_card, methods_table
+
+    if stage not in (None, "train", "customize", "deploy"):
+        raise typer.BadParameter(f"'{stage}' is none of train, customize, deploy", param_hint="--stage")
+    rows, show = method_card(method) if method else methods_table(stage, built)
+    print_json(rows) if as_json else show()
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """List the device profiles and link classes that come with fedge.
+
+    Example: fedge devices
+    """
+    from fedge.report.listings import devices_tables
+
+    rows, show = devices_tables()
+    print_json(rows) if as_json else show()
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help="A folder, or a .yaml file.")] = ".",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Write a small federation that works, with comments.
+
+    Example: fedge init mine && fedge up mine
+    """
+    from fedge.spec.starter import write_starter
+
+    print(write_starter(Path(path), force=force))
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))

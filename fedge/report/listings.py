@@ -1,0 +1,189 @@
+"""What there is to choose from: methods, device profiles, links; as rows for ``--json`` and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fedge import units
+from fedge.errors import ConfigError, nearest
+from fedge.report.tables import table
+from fedge.spec import catalogue as catalogues
+from fedge.spec.catalogue import MethodInfo
+from fedge.spec.device import BASIS, bundled_profiles, load_links
+
+Listing = tuple[dict[str, Any], Callable[[], None]]
+
+
+def methods_table(stage: str | None = None, built: bool = False) -> Listing:
+    """Every method known, those that are built first, then in the order of stages and paths."""
+    order = ("train", "customize", "deploy")
+    found = [m for m in catalogues.load().methods if (stage is None or stage in m.stages) and (m.built or not built)]
+    found.sort(key=lambda m: (not m.built, min(order.index(s) for s in m.stages), m.path, m.key))
+    rows = [_method_row(info) for info in found]
+
+    def show() -> None:
+        shown = [
+            {
+                **row,
+                "path": info.path if info.path.startswith(order) else f"{info.path} ({row['stage']})",
+                "stars": _stars(info),
+                "built": "yes" if info.built else f"no; near: {info.nearest}" if info.nearest else "no",
+            }
+            for row, info in zip(rows, found, strict=True)
+        ]
+        headings = {"key": "method", "name": "name", "path": "taxonomy", "stars": "c/e/s", "built": "built"}
+        table(shown, headings)
+        print("\nc/e/s: the survey's stars, 1 to 3: effort to build (less is better), little sent, light to compute")
+
+    return {"methods": rows}, show
+
+
+def _method_row(info: MethodInfo) -> dict[str, Any]:
+    stars = info.stars or (None, None, None)
+    return {
+        "key": info.key,
+        "name": info.name,
+        "stage": ", ".join(info.stages),
+        "path": info.path,
+        "built": info.built,
+        "complexity": stars[0],
+        "efficiency": stars[1],
+        "scalability": stars[2],
+        "aliases": ", ".join(info.aliases),
+        "citation": info.citation,
+        "paper": info.paper,
+        "summary": info.summary,
+        "nearest": info.nearest if not info.built else None,
+    }
+
+
+def _stars(info: MethodInfo) -> str | None:
+    return "/".join(str(star) for star in info.stars) if info.stars else None
+
+
+def method_card(word: str) -> Listing:
+    """One method's card and fields. Raises ConfigError when there is none of this name."""
+    known = catalogues.load()
+    info = known.find(word)
+    if info is None:
+        hint = nearest(word, [name for m in known.methods for name in (m.key, *m.aliases)])
+        raise ConfigError(f"no method '{word}'" + (f" ({hint})" if hint else ""))
+    row = _method_row(info)
+    fields = [
+        {"field": name, "type": o.type, "default": _listed(o.default), "doc": o.doc, "choices": list(o.choices)}
+        for name, o in info.fields.items()
+    ]
+    document = {**row, "leaves": list(info.leaves), "deviations": list(info.deviations), "tasks": list(info.tasks)}
+
+    def show() -> None:
+        print(f"{info.key}: {info.name}")
+        for label, text in (
+            ("", info.summary),
+            ("stage", row["stage"]),
+            ("taxonomy", info.path),
+            ("stars c/e/s", _stars(info)),
+            ("paper", info.paper or info.citation),
+            ("also called", row["aliases"]),
+            ("leaves the device", "; ".join(info.leaves)),
+            ("unlike the paper", "; ".join(info.deviations)),
+            ("tasks", ", ".join(info.tasks)),
+            ("not built; nearest", row["nearest"]),
+        ):
+            if text:
+                print(f"  {label}: {text}" if label else f"  {text}")
+        if fields:
+            print()
+            shown = [{**f, "default": "none" if f["default"] is None else f["default"]} for f in fields]
+            table(shown, {"field": "field", "type": "type", "default": "default", "doc": "what it is"})
+
+    return {"methods": [document | {"fields": fields}]}, show
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def devices_tables() -> Listing:
+    """Device profiles and link classes. ``basis`` says for each figure how it is known."""
+    profiles = [
+        {
+            "name": p.name,
+            "about": p.about,
+            "memory": p.memory,
+            "compute": p.compute,
+            "memory_bandwidth": p.memory_bandwidth,
+            "network": p.network,
+            "idle_w": p.power.idle,
+            "active_w": p.power.active,
+            "basis": _bases(p.basis or {}),
+            "refused": p.refused,
+        }
+        for p in bundled_profiles().values()
+    ]
+    links = [
+        {
+            "name": name,
+            "about": link.about,
+            "down": link.down,
+            "up": link.up,
+            "latency": link.latency,
+            "jitter": link.jitter,
+            "loss": link.loss,
+            "basis": _letter(link.basis or "E"),
+        }
+        for name, link in load_links().items()
+    ]
+
+    def show() -> None:
+        table(
+            [
+                {
+                    "name": p["name"],
+                    "memory": p["memory"] >> 20,
+                    "compute": p["compute"] / 1e9,
+                    "traffic": p["memory_bandwidth"] / 1e9,
+                    "network": p["network"],
+                    "power": f"{p['idle_w']:g}–{p['active_w']:g}",
+                    "basis": p["basis"] if p["refused"] is None else "too small",
+                }
+                for p in profiles
+            ],
+            {
+                "name": "profile",
+                "memory": "MiB",
+                "compute": "GFLOP/s",
+                "traffic": "GB/s",
+                "network": "network",
+                "power": "watts",
+                "basis": "basis",
+            },
+        )
+        letters = ", ".join(f"{letter} {word}" for letter, word in BASIS.items())
+        print(f"\nbasis of memory/compute/traffic/power: {letters}\n")
+        table(
+            [
+                {
+                    "name": link["name"],
+                    "down": units.format_bitrate(link["down"]),
+                    "up": units.format_bitrate(link["up"]),
+                    "latency": units.format_seconds(link["latency"]),
+                    "jitter": units.format_seconds(link["jitter"]),
+                    "loss": units.format_share(link["loss"]),
+                    "basis": link["basis"],
+                }
+                for link in links
+            ],
+            {"name": "link", **{part: part for part in ("down", "up", "latency", "jitter", "loss", "basis")}},
+        )
+
+    return {"devices": profiles, "links": links}, show
+
+
+def _bases(basis: dict[str, str]) -> str:
+    return "/".join(_letter(basis.get(part, "E")) for part in ("memory", "compute", "memory_bandwidth", "power"))
+
+
+def _letter(basis: str) -> str:
+    # a figure that is measured but for an estimated part must not pass for measured
+    return basis[0] + ("E" if "(E)" in basis and basis[0] != "E" else "")
