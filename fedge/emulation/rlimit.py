@@ -96,7 +96,7 @@ class Group:
     def reset_peak(self) -> bool:
         """Start ``peak`` anew; False where the kernel's own mark can't be reset, so that only looks count."""
         self._count_from_here()
-        return True
+        return self._resident > 0
 
     def killed_for_memory(self) -> bool:
         """Whether the watch killed the device. An allocation that failed inside it is for the device to report."""
