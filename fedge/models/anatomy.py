@@ -278,6 +278,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     Raises MissingError for an architecture that isn't known.
     """
     kind = type(model).__name__
+    if kind == "MultiExit":  # its names are its base's
+        return anatomy(model.base)  # type: ignore[arg-type]
     if kind in _FAMILIES:
         return _FAMILIES[kind](model, model, "")
     decoder_classifier = kind in ("GPT2ForSequenceClassification", "LlamaForSequenceClassification")

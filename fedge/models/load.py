@@ -24,6 +24,9 @@ from fedge.models.quiet import quiet
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 #: The head that a fedge folder keeps beside an encoder.
 HEAD_FILE = "head.safetensors"
+#: What a fedge folder says of a multi-exit model, and the weights of its exits.
+EXITS_FILE = "exits.json"
+EXITS_WEIGHTS = "exits.safetensors"
 
 Kind = Literal["bundled", "folder", "hub", "custom"]
 
@@ -249,6 +252,7 @@ def _pretrained(
         raise MissingError(f"model {place.source} can't be loaded: {_first(error)}") from error
     except (KeyError, ValueError) as error:
         raise ConfigError(f"model {place.source} can't be loaded for {task or 'its task'}: {_first(error)}") from error
+    model = _with_exits(place, model)
     return Loaded(model, _preprocessor(place, task), _task(task, model, classes), place.source, place.kind)
 
 
@@ -320,6 +324,21 @@ def _pooled(place: _Place, config: Any, classes: int, labels: list[str] | None) 
     return model
 
 
+def _with_exits(place: _Place, model: nn.Module) -> nn.Module:
+    """The multi-exit model that fedge saved, or the model as it is."""
+    path, weights = place.file(EXITS_FILE), place.file(EXITS_WEIGHTS)
+    if path is None or weights is None:
+        return model
+    from safetensors.torch import load_file
+
+    from fedge.models.exits import MultiExit
+
+    said = json.loads(path.read_text())
+    found = MultiExit(model, said["exits"], said["classes"], headless=said["headless"])
+    found.exits.load_state_dict({name.removeprefix("exits."): one for name, one in load_file(weights).items()})
+    return found
+
+
 def _pooling(place: _Place) -> str:
     path = place.file("1_Pooling/config.json")
     if path is None:
@@ -367,7 +386,7 @@ def _task(task: str, model: nn.Module, classes: int | None) -> Task:
 
 def _input_names(model: nn.Module, preprocessor: Any) -> tuple[str, ...]:
     """The columns that forward takes; token types are left out, since one text has but one of them."""
-    taken = list(signature(model.forward).parameters)
+    taken = list(signature(getattr(model, "base", model).forward).parameters)
     if "pixel_values" in taken:
         return ("pixel_values",)
     offered = getattr(preprocessor, "model_input_names", None) or ("input_ids", "attention_mask")

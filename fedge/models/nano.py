@@ -143,6 +143,7 @@ def bert_tokenizer(length: int = 256) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokens,
         model_max_length=length,
+        model_input_names=["input_ids", "attention_mask"],
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
@@ -158,6 +159,7 @@ def gpt_tokenizer(length: int = 256) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=_bytes(["<|pad|>", "<|endoftext|>"]),
         model_max_length=length,
+        model_input_names=["input_ids", "attention_mask"],
         pad_token="<|pad|>",
         eos_token="<|endoftext|>",
         bos_token="<|endoftext|>",
