@@ -22,7 +22,7 @@ import yaml
 
 from fedge.methods import table
 from fedge.spec.catalogue import FILE
-from fedge.spec.stage import stage_keys
+from fedge.spec.stage import reserved_keys
 
 SURVEY = Path(__file__).with_name("survey.yaml")
 _SCALARS = {int: "int", float: "float", bool: "bool", str: "str"}
@@ -62,7 +62,7 @@ def _built(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str,
     names = sorted(alias for alias, to in aliases.items() if to == key)
     cited = [rows[name] for name in (key, *names) if name in rows]
     fields = {field.name: _field(made, field) for field in dataclasses.fields(made) if field.init}
-    clash = sorted(set(fields) & set(stage_keys()))
+    clash = sorted(set(fields) & reserved_keys())
     if clash:
         raise ValueError(f"{target}: the fields {', '.join(clash)} are keys of every stage; name them otherwise")
     stars = card.stars or next((_stars(row) for row in cited), None)

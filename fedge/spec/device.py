@@ -182,7 +182,6 @@ def load_links() -> Mapping[str, LinkClass]:
     return {name: link for name, link in links.items() if link is not None}
 
 
-@cache
 def load_profile(path: Path) -> Profile:
     """One profile from its file; ConfigError with every mistake in it."""
     source = read_yaml(path, what="device profile")
@@ -202,8 +201,12 @@ def load_profile(path: Path) -> Profile:
 @cache
 def bundled_profiles() -> Mapping[str, Profile]:
     """Every bundled profile by name, the refused ones too."""
-    folder = shipped.shipped("devices")
-    return {name: load_profile(folder / f"{name}.yaml") for name in shipped.names("devices")}
+    return {name: _bundled(name) for name in shipped.names("devices")}
+
+
+@cache
+def _bundled(name: str) -> Profile:
+    return load_profile(shipped.shipped("devices") / f"{name}.yaml")
 
 
 def find_profile(word: str, folder: Path) -> tuple[str, Profile]:
@@ -212,7 +215,7 @@ def find_profile(word: str, folder: Path) -> tuple[str, Profile]:
     Raises ConfigError, without a place when the name itself is wrong.
     """
     if word in shipped.names("devices"):
-        return word, load_profile(shipped.shipped("devices") / f"{word}.yaml")
+        return word, _bundled(word)
     path = (folder / Path(word).expanduser()).resolve()
     if path.suffix in (".yaml", ".yml") or "/" in word:
         if not path.is_file():

@@ -139,6 +139,11 @@ def stage_keys() -> list[str]:
     return known_keys(StageKeys)
 
 
+def reserved_keys() -> set[str]:
+    """What no method may call a field of its own."""
+    return {*stage_keys(), *_NOT_YET}
+
+
 def read_stages(given: object, source: Source, catalogue: Catalogue) -> tuple[StageSpec, ...]:
     """The stages of a file; mistakes go to ``source.problems``."""
     if given is None:

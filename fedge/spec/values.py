@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -180,7 +179,7 @@ _EXPECTED = {
 
 
 def _report(kind: type[Section], complaint: Mapping[str, Any], path: str, source: Source) -> None:
-    loc = [part for part in complaint["loc"] if not re.search(r"[\[(]", str(part))]
+    loc = list(complaint["loc"])
     where = ".".join([*([path] if path else []), *(str(part) for part in loc)])
     sort = complaint["type"]
     if sort == "extra_forbidden":

@@ -10,7 +10,6 @@ from fedge.spec.device import bundled_profiles, load_links, load_profile
 from fedge.spec.schema import json_schema
 
 NEEDED = [
-]
     "pi-zero-2w",
     "pi-3b-plus",
     "pi-4b-4g",
