@@ -174,7 +174,12 @@ def _add(model: nn.Module, adapter: str, rank: int, modules: list[str], conv: bo
     with warnings.catch_warnings(), unset_fake_temporarily():
         warnings.simplefilter("ignore")  # peft points out that there already is an adapter
         # on meta, so that nothing is drawn from the global state: the draws below don't depend on how slots are split
-        inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=True)
+        inject_adapter_in_model(config, _tree(model), adapter_name=adapter, low_cpu_mem_usage=True)
+
+
+def _tree(model: nn.Module) -> nn.Module:
+    """The module tree that peft can read: a multi-exit model's blocks are those of its base."""
+    return model.base if type(model).__name__ == "MultiExit" else model  # type: ignore[return-value]
 
 
 def _initialise(model: nn.Module, scale: float) -> None:

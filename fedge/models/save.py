@@ -113,7 +113,8 @@ def pack_state(model: nn.Module) -> bytearray:
 
 def restore(model: nn.Module, source: Path | bytes | bytearray) -> nn.Module:
     """Load into the model what ``pack_state`` gave, or a safetensors file of the same; returns the model."""
-    load_state(model, load_file(source) if isinstance(source, Path) else unpack(source)[0])
+    tensors = load_file(source) if isinstance(source, Path) else unpack(bytearray(source))[0]
+    load_state(model, tensors)
     return model
 
 

@@ -53,7 +53,7 @@ def test_options_change_a_bundled_models_size():
     found = load("vit-nano", None, labels=["cat", "dog"], options={"image_size": 12, "channels": 3, "layers": 2})
     assert found.model(pixel_values=torch.zeros(1, 3, 12, 12)).logits.shape == (1, 2)
     assert found.config["id2label"] == {0: "cat", 1: "dog"}
-    with pytest.raises(ConfigError, match="no option 'layer'.*layers"):
+    with pytest.raises(ConfigError, match=r"no option 'layer'.*layers"):
         load("vit-nano", None, options={"layer": 2})
     with pytest.raises(ConfigError, match="can't do causal-lm"):
         load("vit-nano", "causal-lm")
@@ -122,7 +122,7 @@ def test_a_folder_keeps_a_head_that_fits_and_draws_one_that_does_not(loaded, tmp
     assert torch.equal(first.bert.pooler.dense.weight, found.model.bert.pooler.dense.weight)
     other = load("model", None, classes=3, seed=2, folder=tmp_path).model
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
-    with pytest.raises(ConfigError, match="hidden_sizes.*hidden_size"):
+    with pytest.raises(ConfigError, match=r"hidden_sizes.*hidden_size"):
         load("model", None, options={"hidden_sizes": 3}, folder=tmp_path)
 
 
