@@ -106,7 +106,7 @@ def _listed(value: Any) -> Any:
 
 def devices_tables() -> Listing:
     """Device profiles and link classes. ``basis`` says for each figure how it is known."""
-    profiles = [
+    profiles: list[dict[str, Any]] = [
         {
             "name": p.name,
             "about": p.about,
@@ -121,7 +121,7 @@ def devices_tables() -> Listing:
         }
         for p in bundled_profiles().values()
     ]
-    links = [
+    links: list[dict[str, Any]] = [
         {
             "name": name,
             "about": link.about,

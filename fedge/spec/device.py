@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from fedge.errors import ConfigError, Problem, nearest
 from fedge.spec import shipped
-from fedge.spec.source import Source, describe, read_yaml
+from fedge.spec.source import Source, beside, describe, read_yaml
 from fedge.spec.values import (
     Bitrate,
     Byterate,
@@ -216,7 +216,7 @@ def find_profile(word: str, folder: Path) -> tuple[str, Profile]:
     """
     if word in shipped.names("devices"):
         return word, _bundled(word)
-    path = (folder / Path(word).expanduser()).resolve()
+    path = beside(folder, word)
     if path.suffix in (".yaml", ".yml") or "/" in word:
         if not path.is_file():
             raise ConfigError(Problem(f"no such file: {path}"))

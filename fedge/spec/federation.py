@@ -15,7 +15,7 @@ from fedge import units
 from fedge.errors import ConfigError, Problem, nearest
 from fedge.spec import catalogue as catalogues
 from fedge.spec.device import DeviceSpec, Group, check_names, expand
-from fedge.spec.source import Source, describe, override, read_yaml
+from fedge.spec.source import Source, beside, describe, override, read_yaml
 from fedge.spec.stage import STAGES, StageSpec, read_stages, write_stage
 from fedge.spec.values import (
     SHARE_SCHEMA,
@@ -34,6 +34,9 @@ from fedge.spec.values import (
 )
 
 TASKS = ("image-classification", "text-classification", "causal-lm", "masked-lm")
+# names that mean the same whatever lies beside the file; the models' and data's rooms have what they stand for
+BUNDLED_MODELS = ("vit-nano", "bert-nano", "gpt-nano")
+BUNDLED_DATASETS = ("digits",)
 _FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".npz", ".txt", ".zip", ".arrow")
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 _GROUP_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}"
@@ -245,15 +248,18 @@ KEYS = {
 
 def find_federation(path: str | Path) -> Path:
     """The file meant by ``path``; a folder means the ``federation.yaml`` in it. ConfigError when there is none."""
-    found = Path(path).expanduser()
+    found = Path(path)
+    try:
+        found = found.expanduser()
+        found.stat()
+    except (OSError, RuntimeError, ValueError):
+        beside_it = [p.name for p in found.parent.glob("*.y*ml")] if "\0" not in str(path) else []
+        raise ConfigError(Problem("no such file", file=str(path), hint=nearest(found.name, beside_it))) from None
     if found.is_dir():
         for name in ("federation.yaml", "federation.yml"):
             if (found / name).is_file():
                 return found / name
         raise ConfigError(Problem("the folder has no federation.yaml", file=str(found), hint="`fedge init` writes one"))
-    if not found.exists():
-        beside = [p.name for p in found.parent.glob("*.y*ml")] if found.parent.is_dir() else []
-        raise ConfigError(Problem("no such file", file=str(found), hint=nearest(found.name, beside)))
     return found
 
 
@@ -376,9 +382,9 @@ def _groups(given: object, source: Source, folder: Path) -> dict[str, Group]:
 def _model_path(model: ModelSpec | None, given: object, folder: Path, source: Source) -> ModelSpec | None:
     at = "model.name" if isinstance(given, Mapping) else "model"
     name = given.get("name") if isinstance(given, Mapping) else given
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name.strip() or name in BUNDLED_MODELS:
         return model
-    path = (folder / Path(name).expanduser()).resolve()
+    path = beside(folder, name)
     if path.is_dir():
         return model and model.model_copy(update={"name": str(path)})
     if path.is_file():
@@ -402,17 +408,15 @@ def _data_paths(data: DataSpec | None, given: object, folder: Path, source: Sour
 
 def _file(name: str, at: str, folder: Path, source: Source, *, must: bool = False) -> str:
     """An absolute path where the word names something there; the word itself where it may be a name or a Hub id."""
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and not must:
+    if not must and (name in BUNDLED_DATASETS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)):
         return name
-    path = (folder / Path(name).expanduser()).resolve()
-    # a bare word is a bundled name before it is a file that happens to lie there
-    bare = re.fullmatch(r"[\w-]+", name) is not None
-    if path.exists() and (must or not bare or path.is_dir()):
+    path = beside(folder, name)
+    if path.exists():
         return str(path)
     looks = must or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(_FILES)
     if looks:
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        source.report(at, f"no such file: {path}", hint=nearest(path.name, beside))
+        around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        source.report(at, f"no such file: {path}", hint=nearest(path.name, around))
     return name
 
 

@@ -61,6 +61,16 @@ class Place:
     column: int | None = None
 
 
+def beside(folder: Path, name: str) -> Path:
+    """The absolute path that a word in a file of ``folder`` names, whether something is there or not."""
+    try:
+        path = (folder / Path(name).expanduser()).resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null character: nothing is there
+        return folder / "…"
+    return path
+
+
 def dotted(keys: Sequence[str | int]) -> str:
     return ".".join(str(key) for key in keys)
 

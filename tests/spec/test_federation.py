@@ -1,5 +1,6 @@
 """What the cases can't show: the values themselves, places, overrides from Python, folders."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,31 @@ def test_hub_ids_and_functions_are_not_looked_for(catalogue):
     for name in ("zalando-datasets/fashion_mnist", "openai/gsm8k:main", "mine:rows"):
         spec = load_federation(CASES / "good-minimal", {"data": name}, catalogue=catalogue)
         assert spec.data.dataset == name
+
+
+def test_a_bundled_name_is_not_a_folder_beside_the_file(catalogue, tmp_path):
+    from fedge.data.bundled import BUNDLED
+    from fedge.models.nano import TASKS
+    from fedge.spec.federation import BUNDLED_DATASETS, BUNDLED_MODELS
+
+    assert set(BUNDLED_MODELS) == set(TASKS)
+    assert set(BUNDLED_DATASETS) == set(BUNDLED)
+    for name in ("digits", "vit-nano", "mine"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "federation.yaml"
+    file.write_bytes((CASES / "good-minimal" / "federation.yaml").read_bytes())
+    spec = load_federation(file, catalogue=catalogue)
+    assert (spec.model.name, spec.data.dataset) == ("vit-nano", "digits")
+    spec = load_federation(file, ["model=mine", "data=mine"], catalogue=catalogue)
+    assert (spec.model.name, spec.data.dataset) == (str(tmp_path / "mine"), str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("word", ["a" * 5000, "~no-such-user/x", "x\0y", "./" + "b" * 5000])
+def test_words_that_no_file_can_have(word, catalogue):
+    good = CASES / "good-minimal"
+    for path in ("model", "data", "data.test", "devices.pi.profile"):
+        values = {"data": {"dataset": "digits"}, path: word}
+        with contextlib.suppress(ConfigError):
+            load_federation(good, values, catalogue=catalogue)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_federation(word, catalogue=catalogue)
