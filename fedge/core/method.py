@@ -105,6 +105,10 @@ class Rows(Protocol):
         """All rows once, in order."""
         ...
 
+    def take(self, indices: Tensor) -> Rows:
+        """A view of some of the rows."""
+        ...
+
 
 class Meter(Protocol):
     """Where a method reports what it does; costs nothing that a method must think of."""
@@ -157,8 +161,15 @@ class Server(Protocol):
         """The stage's base model, shared and never to be written."""
         ...
 
-    def model(self) -> nn.Module:
-        """A fresh model as this stage's richest variant builds it, the caller's to keep; same on every device."""
+    def copy(self) -> nn.Module:
+        """The base with memory of its own, nothing trainable; the caller's to change and keep."""
+        ...
+
+    def model(self, variant: Method | None = None) -> nn.Module:
+        """A fresh model as a variant builds it (None: the method as it was written), the caller's to keep.
+
+        It starts from the same numbers on the server and on every device.
+        """
         ...
 
     def generator(self, purpose: str) -> torch.Generator: ...
@@ -174,6 +185,10 @@ class Method:
     def variants(self) -> Sequence[Method]:
         """This method for devices of less and less, richest first; all of them aggregate together."""
         return [self]
+
+    def phases(self) -> Sequence[int]:
+        """The rounds from which on a round costs something else than before (the planner traces each)."""
+        return (0,)
 
     def build(self, base: nn.Module) -> nn.Module:
         """Make this variant's model out of a copy of the base: freeze, inject, cut or wrap.

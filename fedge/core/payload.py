@@ -79,9 +79,18 @@ class Payload:
 
     def to_bytes(self) -> bytearray:
         """The payload as safetensors bytes, each tensor copied once."""
+        return pack(*self._file())
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of the file beyond the tensors' data; tensors may be without data (meta, fake)."""
+        tensors, metadata = self._file()
+        return len(_header(tensors, metadata)[0])
+
+    def _file(self) -> tuple[Tree, dict[str, str]]:
         tensors = {f"{role}/{name}": tensor for role, tree in self.parts.items() for name, tensor in tree.items()}
         about = {"weight": self.weight, "meta": self.meta, "roles": list(self.parts)}
-        return pack(tensors, {"fedge": json.dumps(about, sort_keys=True, allow_nan=False)})
+        return tensors, {"fedge": json.dumps(about, sort_keys=True, allow_nan=False)}
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Payload:
@@ -106,32 +115,33 @@ class Payload:
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytearray:
-    """Tensors as safetensors bytes in one buffer; names are sorted within an element size, larger sizes first."""
+    """Tensors as safetensors bytes in one buffer; larger element sizes come first, then names in order."""
+    start, order = _header(tensors, metadata)
+    sizes = [tensors[name].numel() * tensors[name].element_size() for name in order]
+    out = bytearray(len(start) + sum(sizes))
+    out[: len(start)] = start
+    at = len(start)
+    for name, size in zip(order, sizes, strict=True):
+        tensor = tensors[name].detach()
+        if size:
+            torch.frombuffer(out, dtype=tensor.dtype, count=tensor.numel(), offset=at).copy_(tensor.reshape(-1))
+        at += size
+    return out
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> tuple[bytes, list[str]]:
+    """The bytes before the data, and the order in which the tensors follow."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in order:
         tensor = tensors[name]
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    out = bytearray(8 + len(text) + offset)
-    out[:8] = len(text).to_bytes(8, "little")
-    out[8 : 8 + len(text)] = text
-    at = 8 + len(text)
-    for name in order:
-        tensor = tensors[name].detach()
-        if tensor.numel():
-            view = torch.frombuffer(out, dtype=tensor.dtype, count=tensor.numel(), offset=at)
-            view.copy_(tensor.reshape(-1))
-            at += tensor.numel() * tensor.element_size()
-    return out
+    return len(text).to_bytes(8, "little") + text, order
 
 
 def unpack(data: bytes | bytearray | memoryview) -> tuple[Tree, dict[str, str]]:

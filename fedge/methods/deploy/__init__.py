@@ -1,0 +1,1 @@
+"""Methods of this part of the taxonomy, one file each."""

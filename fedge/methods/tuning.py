@@ -1,0 +1,174 @@
+"""What the methods of the 'tensors' family share: local training of some tensors, averaged by name with coverage.
+
+A member says in ``build`` which tensors are trained; everything else follows. The rules of the family:
+
+- ``build`` works in place and may be called again on its own result or on another member's: it adds what is not there
+  yet, freezes everything, then marks what it trains. So a model can hold what several members need (``combine/mixed``)
+  and change what is trained (``combine/stages``).
+- Every device *runs* the whole current global function and *trains* a part of it. It downloads all that has changed
+  since the stage began, so a device that missed rounds ends where the others are.
+- A tensor becomes the mean over those who trained it, weighted by their rows, and what nobody trained stays
+  (``Δ = Σ_{k covers} n_k (w_k − w) / Σ_{k covers} n_k``), then the server optimizer takes its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedge.core.fit import Batch, Loss, fit
+from fedge.core.fold import Coverage
+from fedge.core.method import Device, Method, Replies, Server, State, Talk
+from fedge.core.payload import Payload, Tree
+from fedge.models.anatomy import anatomy
+from fedge.models.names import load, trainable
+
+
+#: What the norm after the last block is called in the architectures that have one.
+_FINAL_NORMS = ("layernorm.", "ln_f.", "norm.")
+
+
+def doc(text: str, *choices: str) -> dict[str, object]:
+    """Metadata of a hyperparameter: one line for ``--help`` and the schema, and its choices."""
+    return {"doc": text, "choices": choices} if choices else {"doc": text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Method):
+    """Local training of the tensors that ``build`` marks, then the mean of the changes."""
+
+    lr: float = field(default=1e-3, metadata=doc("learning rate on the device"))
+    steps: int = field(default=8, metadata=doc("optimizer steps a round on the device"))
+    batch: int = field(default=16, metadata=doc("rows in a step"))
+    micro_batch: int | None = field(default=None, metadata=doc("rows at once; the rest of the step's are accumulated"))
+    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata=doc("on the device", "adamw", "sgd"))
+    momentum: float = field(default=0.0, metadata=doc("of sgd on the device"))
+    weight_decay: float = field(default=0.0, metadata=doc("on the device"))
+    prox: float = field(default=0.0, metadata=doc("FedProx's mu: pull towards the global weights"))
+    checkpointing: bool = field(default=False, metadata=doc("recompute activations instead of keeping them"))
+    depth: float = field(default=1.0, metadata=doc("share of the layers, counted from the output, that is trained"))
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "steps", "batch"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch <= 0:
+            raise ValueError(f"micro_batch must be above 0, not {self.micro_batch}")
+        if not 0 < self.depth <= 1:
+            raise ValueError(f"depth is a share of the layers in (0, 1], not {self.depth}")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer is adamw or sgd, not {self.optimizer!r}")
+
+    def init(self, srv: Server) -> State:
+        return {"weights": start_of(srv.model()), "changed": [], "moments": {}}
+
+    def down(self, srv: Server, state: State, device: str) -> Payload:
+        return Payload({"weights": {name: state["weights"][name] for name in state["changed"]}})
+
+    def client(self, dev: Device, down: Payload) -> Payload | Talk:
+        start = enter(dev, down["weights"])
+        self.train(dev, dev.task.loss, start)
+        return leave(dev, start)
+
+    def update(self, srv: Server, state: State, replies: Replies) -> State:
+        return average(srv, state, replies)
+
+    def final(self, srv: Server, state: State) -> nn.Module:
+        model = srv.model()
+        load(model, state["weights"])
+        return model
+
+    def train(self, dev: Device, loss: Loss, start: Tree) -> None:
+        """Fit the device's model to its rows with this method's numbers."""
+        fitted = fit(
+            dev.model,
+            dev.data.batches(self.batch, dev.generator("batches")),
+            loss=proximal(loss, start, self.prox) if self.prox else loss,
+            optimizer=self.local_optimizer(trainable(dev.model).values()),
+            steps=self.steps,
+            micro_batch=self.micro_batch,
+            spans=dev.meter,
+        )
+        dev.meter.count("loss", fitted.loss)
+
+    def local_optimizer(self, parameters) -> torch.optim.Optimizer:
+        """A fresh optimizer; its state does not outlive the round."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    def mark(self, model: nn.Module, trains: Callable[[str, int | None], bool]) -> nn.Module:
+        """Freeze ``model`` but for what ``trains(name, layer)`` allows within this variant's depth, and its new head.
+
+        ``layer`` is the index of the block that a parameter lies in, None outside of the blocks. The embeddings are
+        trained only at full depth. Returns the model.
+        """
+        parts = anatomy(model)
+        first = len(parts.layers) - ceil(self.depth * len(parts.layers))
+        heads = tuple(prefix for prefix in parts.head_prefixes if "classifier" in prefix or "pooler" in prefix)
+        tail = tuple(parts.prefix + name for name in _FINAL_NORMS) + parts.head_prefixes
+        for name, parameter in model.named_parameters():
+            layer = next((i for i, prefix in enumerate(parts.layer_prefixes) if name.startswith(prefix)), None)
+            deep = layer >= first if layer is not None else self.depth == 1 or name.startswith(tail)
+            parameter.requires_grad_(name.startswith(heads) or (deep and trains(name, layer)))
+        if self.checkpointing:
+            for module in model.modules():
+                if isinstance(module, PreTrainedModel):
+                    module.config.use_cache = False
+                    module.activation_checkpointing_enable()
+                    break
+        return model
+
+
+def start_of(model: nn.Module) -> Tree:
+    """Copies of the trainable tensors by payload name."""
+    return {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+
+
+def enter(dev: Device, weights: Tree) -> Tree:
+    """Put the device where the global model is; returns what its trainable tensors start from, by name.
+
+    A tensor that is trained in part (the first rank slots) starts from the leading block of the full one.
+    """
+    with dev.meter.span("load"):
+        load(dev.model, weights)
+    start = {}
+    for name, parameter in trainable(dev.model).items():
+        full = weights.get(name, dev.initial[name])
+        start[name] = full[tuple(slice(0, size) for size in parameter.shape)]
+    return start
+
+
+@torch.no_grad()
+def leave(dev: Device, start: Tree) -> Payload:
+    """What the device trained, as change from ``start``, weighted by its rows. The model is used up by this."""
+    delta = {name: parameter.detach().sub_(start[name]) for name, parameter in trainable(dev.model).items()}
+    return Payload({"delta": delta}, weight=len(dev.data))
+
+
+def average(srv: Server, state: State, replies: Replies, scale: Callable[[str], float] = lambda device: 1.0) -> State:
+    """The family's server step; ``scale(device)`` weighs a device's change beyond its rows (staleness)."""
+    weights: Tree = state["weights"]
+    coverage = Coverage({name: tensor.shape for name, tensor in weights.items()})
+    for device, reply in replies.items():
+        share = scale(device)
+        coverage.add(reply.weight, {n: t * share for n, t in reply["delta"].items()} if share != 1 else reply["delta"])
+    change, covered = coverage.mean()
+    weights, moments = srv.optimizer.step(weights, change, state["moments"], covered)
+    return {**state, "weights": weights, "moments": moments, "changed": sorted({*state["changed"], *change})}
+
+
+def proximal(loss: Loss, start: Tree, mu: float) -> Loss:
+    """FedProx (arXiv 1812.06127, eq. 2): ``loss + μ/2 ‖w − w_t‖²`` over the trainable tensors."""
+
+    def with_pull(model: nn.Module, batch: Batch) -> Tensor:
+        pull = sum(((p - start[name]) ** 2).sum() for name, p in trainable(model).items())
+        return loss(model, batch) + mu / 2 * pull
+
+    return with_pull
