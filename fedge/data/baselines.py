@@ -116,7 +116,7 @@ def _logistic(train: Any, labels: np.ndarray, test: Any, expected: np.ndarray, s
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     if len(np.unique(labels)) < 2:
         return float((expected == labels[0]).mean()), "; only one class"

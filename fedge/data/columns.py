@@ -185,10 +185,11 @@ def _labels(tables: list[Table], picked: Picked) -> tuple[list[np.ndarray] | lis
     try:
         values = [_label_values(table, column) for table in tables]
         names = _names(tables[0], column, values[0])
-        for table, found in zip(tables[1:], values[1:], strict=True):
+        for table, found in zip(tables, values, strict=True):
             for row, value in enumerate(found):
                 if value not in names:
-                    raise ConfigError(table.problem(f"the label '{value}' is in no row of the train split", row))
+                    fault = "has no name" if column in tables[0].names else "is in no row of the train split"
+                    raise ConfigError(table.problem(f"the label '{value}' {fault}", row))
     except ConfigError:
         if picked.kind in GENERATIVE:
             return [None] * len(tables), ()
@@ -226,7 +227,7 @@ def _names(table: Table, column: str, values: list[int | str]) -> dict[int | str
     if beside is not None and column != "label_name":
         first: dict[int | str, str] = {}
         for row, value in enumerate(values):
-            said = str(beside[row]).strip()
+            said = str(_plain(beside[row]) or "")
             if said and first.setdefault(value, said) != said:
                 message = f"label {value} is named '{said}' here and '{first[value]}' before"
                 raise ConfigError(table.problem(message, row))

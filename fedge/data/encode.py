@@ -40,7 +40,8 @@ def encode(raw: Raw, preprocessor: Any, task: Task, length: int, inputs: Collect
 
     preprocessor: for texts a Hugging Face tokenizer; for images a Hugging Face image processor, or (channels, size),
     or None to keep them as they are. length: tokens in a row; shorter texts are padded and longer ones cut, so that
-    every batch has the same shape. inputs: the names that the model's forward takes, where known; only those are kept.
+    every batch has the same shape. Images are brought to the model's size whole, their sides stretched where they
+    must be; nothing is cropped. inputs: the names that the model's forward takes, where known; only those are kept.
 
     causal-lm: the texts of each client (of all, where there are none) are joined, an end token between them, and cut
     into windows of ``length`` tokens; what is left at the end is dropped, and a row is a window. ConfigError where the
@@ -199,11 +200,14 @@ def _target(processor: Any, images: np.ndarray) -> tuple[tuple[int, int, int], t
         return (int(channels), *_sides(size, (height, width))), (), ()
     mean = tuple(float(value) for value in getattr(processor, "image_mean", None) or ())
     std = tuple(float(value) for value in getattr(processor, "image_std", None) or ())
+    channels = len(mean) or 3
     if not mean or not std or getattr(processor, "do_normalize", True) is False:
         mean, std = (), ()
     size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
     size = size or getattr(processor, "size", None)
-    return (len(mean) or 3, *_sides(size, (height, width))), mean, std
+    if getattr(processor, "do_resize", True) is False:
+        size = None
+    return (channels, *_sides(size, (height, width))), mean, std
 
 
 def _sides(size: Any, own: tuple[int, int]) -> tuple[int, int]:

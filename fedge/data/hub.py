@@ -29,11 +29,17 @@ def read_hub(name: str) -> tuple[Table, Table | None]:
         found = datasets.load_dataset(owner, configuration or None)
     except Exception as error:  # the library raises what its network layers raise
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise MissingError(f"the Hub data set '{name}' cannot be loaded: {line}") from None
+        raise MissingError(f"'{name}' is no file or folder here, and the Hub does not give it: {line}") from None
     if "train" not in found:
         raise ConfigError(f"the Hub data set '{name}' has no train split: it has {', '.join(found)}")
-    test = next((found[split] for split in ("test", "validation") if split in found), None)
+    test = next((found[split] for split in ("test", "validation") if split in found and _labelled(found[split])), None)
     return _table(name, found["train"]), None if test is None else _table(name, test)
+
+
+def _labelled(split: Any) -> bool:
+    """Whether the labels are there: a competition's test split has -1 in their place."""
+    classes = [column for column, feature in split.features.items() if getattr(feature, "names", None)]
+    return all(any(value >= 0 for value in split[column]) for column in classes)
 
 
 def _table(name: str, split: Any) -> Table:

@@ -100,7 +100,8 @@ def _alike(pictures: list[list[Any]]) -> tuple[list[np.ndarray], tuple[str, ...]
     every = [picture for split in pictures for picture in split]
     mode = "RGB" if any(picture.mode == "RGB" for picture in every) else "L"
     sizes = {picture.size for picture in every}
-    side, notes = None, ()
+    side: int | None = None
+    notes: tuple[str, ...] = ()
     if len(sizes) > 1:
         side = min(LARGEST, int(np.median([min(picture.size) for picture in every])))
         notes = (f"images of {len(sizes)} sizes were brought to {side}×{side}",)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fedge.errors import ConfigError
 
 KINDS = ("iid", "dirichlet", "shards", "by")
 Labels = np.ndarray | None
+_Column = TypeVar("_Column", bound=Sized)
 
 #: No device of a Dirichlet partition holds fewer rows than this, or than half of an equal share where that is less.
 FEWEST = 8
@@ -54,7 +56,7 @@ def partition(
     return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
 
 
-def _needed(values, kind: str, what: str, n: int):  # type: ignore[no-untyped-def]
+def _needed(values: _Column | None, kind: str, what: str, n: int) -> _Column:
     if values is None:
         raise ConfigError(f"the partition '{kind}' needs {what}, which this data does not have")
     if len(values) != n:

@@ -130,9 +130,9 @@ def _drawn(labels: np.ndarray | None, n: int, count: int, seed: int) -> np.ndarr
 
 
 def _check_trainable(raw: Raw) -> None:
-    if raw.train.label is None or raw.kind in GENERATIVE:
+    if raw.train.label is None or raw.test.label is None or raw.kind in GENERATIVE:
         return
-    absent = np.setdiff1d(raw.test.label, raw.train.label) if raw.test.label is not None else []
+    absent = np.setdiff1d(raw.test.label, raw.train.label)
     if len(absent):
         raise ConfigError(
             f"{raw.name}: all rows of the label '{raw.names[int(absent[0])]}' fell into the test split; "

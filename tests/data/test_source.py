@@ -158,6 +158,9 @@ def test_parquet(tmp_path):
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     parquet.write_table(table, tmp_path / "a.parquet")
     assert read("a.parquet", folder=tmp_path, seed=0).names == ("no", "yes")
+    parquet.write_table(table.set_column(1, "label", [[7] * 8]), tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match=r"c.parquet: row 1: the label '7' has no name"):
+        read("c.parquet", folder=tmp_path, seed=0)
     write(tmp_path / "b.parquet", "no such thing")
     with pytest.raises(ConfigError, match=r"b.parquet: not a parquet file"):
         read("b.parquet", folder=tmp_path, seed=0)
@@ -223,11 +226,12 @@ def test_a_hub_set(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     made = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]}, features=features)
+    hidden = datasets.Dataset.from_dict({"text": ["d"], "label": [-1]}, features=features)
     asked = []
 
     def load(name, configuration):
         asked.append((name, configuration))
-        return datasets.DatasetDict({"train": made, "validation": made})
+        return datasets.DatasetDict({"train": made, "validation": made, "test": hidden})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     raw = read("owner/name:main", folder=tmp_path, seed=0)
@@ -238,7 +242,7 @@ def test_a_hub_set(tmp_path, monkeypatch):
         raise ConnectionError("no network\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(MissingError, match=r"cannot be loaded: no network$"):
+    with pytest.raises(MissingError, match=r"the Hub does not give it: no network$"):
         read("owner/name", folder=tmp_path, seed=0)
 
 
