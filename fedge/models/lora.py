@@ -87,8 +87,8 @@ def inject(
     return model
 
 
-def adapted(model: nn.Module) -> dict[str, LoraLayer]:
-    """The modules that hold an adapter, by their name in the base model."""
+def adapted(model: nn.Module) -> dict[str, Any]:
+    """The modules that hold an adapter (``peft.tuners.lora.LoraLayer``), by their name in the base model."""
     return {canonical(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 

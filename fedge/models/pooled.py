@@ -18,11 +18,11 @@ class PooledClassifier(nn.Module):
     ``labels``: the names of the classes, if they have some. The classifier is drawn from torch's global state.
     """
 
-    def __init__(self, encoder: nn.Module, classes: int, *, pooling: str = "mean", labels: list[str] | None = None):
+    def __init__(self, encoder: Any, classes: int, *, pooling: str = "mean", labels: list[str] | None = None):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling '{pooling}' is not one of {', '.join(POOLINGS)}")
-        self.encoder = encoder
+        self.encoder: nn.Module = encoder
         self.pooling = pooling
         self.config: Any = encoder.config
         names = labels or [f"LABEL_{index}" for index in range(classes)]

@@ -161,7 +161,8 @@ def _write_pooled(model: PooledClassifier, place: Path) -> None:
 
 def _save_head(model: nn.Module, place: Path) -> None:
     head = {name: tensor.contiguous() for name, tensor in state(model).items() if name.startswith("classifier.")}
-    save_file(head, place / HEAD_FILE, metadata={"format": "pt"})
+    labels: Any = getattr(model.config, "id2label", {})
+    save_file(head, place / HEAD_FILE, metadata={"labels": json.dumps([labels[at] for at in sorted(labels)])})
 
 
 def _write_config(
@@ -188,7 +189,7 @@ def _write_config(
         base_model_name_or_path=base or "base",
         inference_mode=True,
     )
-    config.save_pretrained(place)
+    config.save_pretrained(str(place))
     path = place / "adapter_config.json"
     said = json.loads(path.read_text())
     said["target_modules"] = sorted(modules)  # peft keeps a set, whose order changes from process to process

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from fedge.errors import ConfigError, MissingError
-from fedge.models import load as module
+from fedge.models import place
+from fedge.models.anatomy import anatomy
 from fedge.models.load import MINILM, load
 from fedge.models.save import save, state
 from tests.models.conftest import HAS_MINILM, NANOS, inputs_for
@@ -91,9 +93,9 @@ def test_a_function_of_the_users_own(tmp_path):
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_reachable", lambda: False)
-    monkeypatch.setattr(module, "_cached", lambda name, revision: False)
-    monkeypatch.setattr(module, "_packaged", lambda: None)
+    monkeypatch.setattr(place, "_reachable", lambda: False)
+    monkeypatch.setattr(place, "_cached", lambda name, revision: False)
+    monkeypatch.setattr(place, "_packaged", lambda: None)
     with pytest.raises(MissingError, match=r"fedge\[minilm\]"):
         load(MINILM, "text-classification")
     with pytest.raises(MissingError, match="Hub can't be reached"):
@@ -124,6 +126,47 @@ def test_a_folder_keeps_a_head_that_fits_and_draws_one_that_does_not(loaded, tmp
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
     with pytest.raises(ConfigError, match=r"hidden_sizes.*hidden_size"):
         load("model", None, options={"hidden_sizes": 3}, folder=tmp_path)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(loaded, tmp_path):
+    found = loaded("bert-nano", "text-classification")
+    save(found.model, tmp_path / "model", found)
+    with pytest.raises(ConfigError, match="does not fit its configuration"):
+        load("model", None, options={"intermediate_size": 99}, folder=tmp_path)
+
+
+def test_models_without_a_classification_head_are_pooled(loaded, tmp_path):
+    for name, task in (("bert-nano", "masked-lm"), ("gpt-nano", "causal-lm")):
+        found = loaded(name, task)
+        save(found.model, tmp_path / name, found)
+        pooled = load(f"./{name}", "text-classification", classes=5, folder=tmp_path)
+        inputs = inputs_for(pooled)
+        with torch.no_grad():
+            logits = pooled.model(**inputs).logits
+            assert logits.shape == (2, 5)
+            assert torch.equal(anatomy(pooled.model).forward(inputs), logits)
+
+
+@pytest.mark.slow
+def test_a_model_in_the_local_hub_cache_is_found_without_a_network(loaded, tmp_path):
+    found = loaded("bert-nano", "text-classification")
+    cache = tmp_path / "hub" / "models--some--model"
+    save(found.model, cache / "snapshots" / "0123abc", found)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abc")
+    code = (
+        "from fedge.models.load import load\n"
+        "found = load('some/model', None, classes=4)\n"
+        "print(found.kind, found.source, found.task.kind, found.config['_name_or_path'], len(found.preprocessor))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.split() == ["hub", "some/model", "text-classification", "some/model", "261"], done.stderr
 
 
 def test_pooling_is_that_of_sentence_transformers(loaded):
