@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedge.errors import ConfigError
 from fedge.models import lora
@@ -11,6 +12,7 @@ from fedge.models.load import MINILM, load
 from fedge.models.save import save
 from fedge.models.share import share, storages
 from tests.models.conftest import NANOS, inputs_for
+from tests.models.test_share import faked
 
 ALL = [*NANOS, (MINILM, "text-classification")]
 
@@ -99,3 +101,16 @@ def test_a_saved_multi_exit_model_loads_as_it_was(loaded, tmp_path, name, task, 
         for mine, theirs in zip(again.model(**inputs), model(**inputs), strict=True):
             assert torch.equal(mine, theirs)
     assert again.input_names == found.input_names
+
+
+@pytest.mark.parametrize(("name", "task"), ALL)
+def test_exits_can_be_traced(loaded, name, task):
+    found = loaded(name, task)
+    mode = FakeTensorMode()
+    fake = faked(found.model, mode)
+    given = {key: mode.from_tensor(column) for key, column in inputs_for(found).items()}
+    with mode:
+        model = MultiExit(fake, (1, 2), found.task.classes).cut(2)
+        sum(one.sum() for one in model.requires_grad_(True)(**given)).backward()
+    with torch.device("meta"):
+        MultiExit(share(found.model).to("meta"), (1,), 4)
