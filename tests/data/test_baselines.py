@@ -63,15 +63,19 @@ def test_features_of_a_frozen_encoder():
     data = encode(read("digits", folder=Path(), seed=0), None, Task("image-classification", 10), 0)
 
     def forward(batch):
-        return batch["pixel_values"].flatten(1) @ torch.eye(64)
+        pixels = batch["pixel_values"].flatten(1)
+        # a feature that never varies and one that varies by rounding alone
+        return torch.cat([pixels, torch.ones(len(pixels), 1), 1e-12 * pixels[:, :1]], dim=1)
 
     train = encoder_features(data.train, forward, 256, cap=1000)
     test = encoder_features(data.test, forward, 100)
-    assert train[0].shape == (1000, 64)
+    assert train[0].shape == (1000, 66)
     assert test[1].tolist() == data.test.labels.tolist()
     found = features_baseline(*train, *test)
     assert found["accuracy"] > 0.93
-    assert "64 frozen features, 1000 rows" in found["detail"]
+    assert "frozen features, 1000 rows, C = " in found["detail"]
+    flat = features_baseline(np.ones((9, 2)), np.arange(9) // 6, np.ones((4, 2)), np.array([0, 0, 0, 1]))
+    assert flat["accuracy"] == 0.75
 
 
 def made(kind: str, train: list[list[int]], test: list[list[int]], vocabulary: int) -> Data:
