@@ -43,8 +43,8 @@ class Cost:
     peak_memory: bytes that the device must hold at once, the frozen weights included. shared: the part of it that
     is read but never written, which fedge's processes hold once for all. parts: the peak by kind. flops, traffic
     (bytes moved), ops (dispatched operations) of the whole round; bytes_up and bytes_down of payloads with their
-    headers. depth: how many layers gradients reach; trainable: how many numbers are trained. measured: the figures
-    come from a real run in a scratch process because the method could not be traced.
+    headers. turns: how many times the device is asked in a round. depth: how many layers gradients reach; trainable:
+    how many numbers are trained. measured: the figures come from a real run because the method could not be traced.
     """
 
     peak_memory: int
@@ -55,6 +55,7 @@ class Cost:
     ops: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    turns: int = 1
     depth: int = 0
     trainable: int = 0
     measured: bool = False

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedge.core.task import IGNORE
+
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -48,30 +50,30 @@ def fit(
 ) -> Fitted:
     """Train ``model`` for ``steps`` optimizer steps on ``batches``.
 
-    ``loss(model, batch)`` returns the mean over the batch's rows. ``micro_batch`` splits each batch into pieces of at
-    most that many rows and accumulates their gradients, which lowers the memory of activations and changes the
-    gradient only by rounding. ``after_backward(model)`` runs once a step, after the whole gradient is there and before
-    the optimizer moves. Nothing here reads a tensor's value, so that the loop can be traced on fake tensors.
+    ``loss(model, batch)`` returns the mean over the batch's rows, or over its labelled positions. ``micro_batch``
+    splits each batch into pieces of at most that many rows and accumulates their gradients, which lowers the memory of
+    activations and changes the gradient only by rounding. ``after_backward(model)`` runs once a step, after the whole
+    gradient is there and before the optimizer moves. Nothing here reads a tensor's value, so that the loop can be
+    traced on fake tensors.
     """
     spans = spans or _Silent()
     model.train()
     rows = taken = 0
     total = torch.zeros(())
     for batch in islice(batches, steps):
-        size = _rows(batch)
         for piece in _pieces(batch, micro_batch):
             with spans.span("forward"):
                 value = loss(model, piece)
-            share = _rows(piece) / size
+            share = 1.0 if piece is batch else _share(piece, batch)
             with spans.span("backward"):
-                torch.autograd.backward(value if share == 1 else value * share)
+                torch.autograd.backward(value if piece is batch else value * share)
             total = total + value.detach() * share
         if after_backward is not None:
             after_backward(model)
         with spans.span("optimizer"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        rows += size
+        rows += _rows(batch)
         taken += 1
     return Fitted(rows, taken, total / max(taken, 1))
 
@@ -83,6 +85,14 @@ def pull(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
 
 def _rows(batch: Batch) -> int:
     return len(next(iter(batch.values())))
+
+
+def _share(piece: Batch, batch: Batch) -> float | Tensor:
+    """How much of the batch's mean a piece's mean is: by labels where they stand at positions, by rows otherwise."""
+    labels = batch.get("labels")
+    if labels is None or labels.dim() < 2:
+        return _rows(piece) / _rows(batch)
+    return (piece["labels"] != IGNORE).sum() / (labels != IGNORE).sum()
 
 
 def _pieces(batch: Batch, size: int | None) -> Iterator[Batch]:

@@ -109,6 +109,10 @@ class Rows(Protocol):
         """A view of some of the rows."""
         ...
 
+    def spec(self, size: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each tensor in a batch of ``min(size, len(self))`` rows."""
+        ...
+
 
 class Meter(Protocol):
     """Where a method reports what it does; costs nothing that a method must think of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, MutableSequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,9 +47,8 @@ class SpanMeter:
 class NullMeter:
     """A meter that notes nothing: for tracing, where tensors have no values."""
 
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        yield
+    def span(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def count(self, name: str, value: float | Tensor, unit: str = "") -> None:
         pass

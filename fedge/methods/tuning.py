@@ -13,7 +13,7 @@ A member says in ``build`` which tensors are trained; everything else follows. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
@@ -27,8 +27,7 @@ from fedge.core.fold import Coverage
 from fedge.core.method import Device, Method, Replies, Server, State, Talk
 from fedge.core.payload import Payload, Tree
 from fedge.models.anatomy import anatomy
-from fedge.models.names import load, trainable
-
+from fedge.models.names import attach, load, trainable
 
 #: What the norm after the last block is called in the architectures that have one.
 _FINAL_NORMS = ("layernorm.", "ln_f.", "norm.")
@@ -97,7 +96,7 @@ class Tuning(Method):
         )
         dev.meter.count("loss", fitted.loss)
 
-    def local_optimizer(self, parameters) -> torch.optim.Optimizer:
+    def local_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimizer; its state does not outlive the round."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -137,7 +136,7 @@ def enter(dev: Device, weights: Tree) -> Tree:
     A tensor that is trained in part (the first rank slots) starts from the leading block of the full one.
     """
     with dev.meter.span("load"):
-        load(dev.model, weights)
+        attach(dev.model, weights)
     start = {}
     for name, parameter in trainable(dev.model).items():
         full = weights.get(name, dev.initial[name])

@@ -62,15 +62,22 @@ def load(model: nn.Module, tree: Mapping[str, Tensor]) -> None:
     A whole adapter tensor is split over its two pieces; one of the trained piece's shape goes to that piece alone.
     Raises MethodError for an unknown name or a wrong shape, before anything is written.
     """
-    pieces = _pieces(model)
-    moves = [
-        move
-        for name, tensor in tree.items()
-        for move in _moves(name, tensor, pieces.get(name) or _unknown(name, pieces))
-    ]
     with torch.no_grad():
-        for target, source in moves:
+        for target, source in _all_moves(model, tree):
             target.copy_(source)
+
+
+def attach(model: nn.Module, tree: Mapping[str, Tensor]) -> None:
+    """As ``load``, but what is not trained comes to lie where the given tensor lies.
+
+    So nothing that the model shares with others is written, and what is only run takes no memory twice.
+    """
+    with torch.no_grad():
+        for target, source in _all_moves(model, tree):
+            if target.requires_grad:
+                target.copy_(source)
+            else:
+                target.data = source.to(target.dtype)
 
 
 def _pieces(model: nn.Module) -> dict[str, list[Tensor]]:
@@ -80,7 +87,7 @@ def _pieces(model: nn.Module) -> dict[str, list[Tensor]]:
         if _original(name):
             continue
         pieces = found.setdefault(canonical(name), [])
-        pieces.append(tensor.detach()) if RESTING in name.split(".") else pieces.insert(0, tensor.detach())
+        pieces.append(tensor) if RESTING in name.split(".") else pieces.insert(0, tensor)
     return found
 
 
@@ -94,7 +101,16 @@ def _axis(name: str) -> int:
 
 
 def _joined(name: str, pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=_axis(name))
+    return pieces[0].detach() if len(pieces) == 1 else torch.cat([p.detach() for p in pieces], dim=_axis(name))
+
+
+def _all_moves(model: nn.Module, tree: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    pieces = _pieces(model)
+    return [
+        move
+        for name, tensor in tree.items()
+        for move in _moves(name, tensor, pieces.get(name) or _unknown(name, pieces))
+    ]
 
 
 def _moves(name: str, tensor: Tensor, pieces: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -17,7 +17,8 @@ def share(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        # .data rather than .detach(): a copy that is trained must not count as a change of its original to autograd
+        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach()
     return copy.deepcopy(model, memo)

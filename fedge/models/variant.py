@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedge.core.method import Method
 from fedge.core.payload import Tree
@@ -22,9 +22,15 @@ class Assembled:
 
     model: nn.Module
     initial: Tree
+    _places: list[tuple[nn.Parameter, Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._places = [(parameter, parameter.data) for parameter in self.model.parameters()]
 
     def reset(self) -> None:
-        """Put the trainable tensors back to what ``build`` made of the base."""
+        """Put the model back to what ``build`` made of the base; what a download brought is let go of."""
+        for parameter, data in self._places:
+            parameter.data = data
         load(self.model, self.initial)
 
 

@@ -1,7 +1,7 @@
 """FedBuff: the server steps as soon as K answers are in, however old (Nguyen et al. 2021, arXiv 2106.06639).
 
-``w ← w + η Σ_{k in buffer} s(τ_k) n_k Δ_k / Σ n_k`` with ``s(τ) = (1 + τ)^{−a}``, ``τ`` the number of server steps since
-the device was asked, ``a = 1/2``. With K the whole cohort nothing is late and this is FedAvg.
+``w ← w + η Σ_{k in buffer} s(τ_k) n_k Δ_k / Σ n_k`` with ``s(τ) = (1 + τ)^{−a}``, ``τ`` the number of server steps
+since the device was asked, ``a = 1/2``. With K the whole cohort nothing is late and this is FedAvg.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from fedge.core.method import Card, Device, Method, Replies, Server, State, Talk
 from fedge.core.payload import Payload
 from fedge.methods.tuning import Tuning, average, start_of
 from fedge.models.lora import merge
-from fedge.models.names import load
-from fedge.models.share import own
+from fedge.models.names import attach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,11 @@ class Mixed(Method):
         return self.member or self.members[0]
 
     def build(self, base: nn.Module) -> nn.Module:
-        for member in self.members:
-            # what another device trains arrives here too, and must not be written into the shared base
-            base = own(member.build(base))
-        return self.trains.build(base)
+        # what any member trains is run here; the chosen one comes last, since its build says what is trained
+        others = [member for member in self.members if type(member) is not type(self.trains)]
+        for member in (*others, self.trains):
+            base = member.build(base)
+        return base
 
     def init(self, srv: Server) -> State:
         weights = {}
@@ -71,5 +71,5 @@ class Mixed(Method):
 
     def final(self, srv: Server, state: State) -> nn.Module:
         model = srv.model()
-        load(model, state["weights"])
+        attach(model, state["weights"])
         return merge(model)

@@ -45,7 +45,7 @@ class Stages(Method):
         parts = tuple(make(part, given) if isinstance(part, str) else part for part in self.of)
         for part in parts:
             if not isinstance(part, Tuning):
-                raise ValueError(f"'{part.card.name}' does not train tensors of one model and can't be a part of stages")
+                raise ValueError(f"'{part.card.name}' does not train tensors of one model: no part of stages")
         if len(self.switch) != len(parts) - 1 or list(self.switch) != sorted(set(self.switch)):
             raise ValueError(f"{len(parts)} methods need {len(parts) - 1} rising rounds in 'switch'")
         object.__setattr__(self, "of", parts)

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import ClassVar
 
 from torch import nn
 
 from fedge.core.method import Card, Method, Server, State
 from fedge.methods.tuning import Tuning, doc
-from fedge.models.anatomy import anatomy
-from fedge.models.lora import inject, merge
-from fedge.models.names import load
+from fedge.models.lora import adapted, inject, merge
+from fedge.models.names import TRAINED, load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +63,10 @@ class LoRA(Tuning):
         ]
 
     def build(self, base: nn.Module) -> nn.Module:
-        blocks = len(anatomy(base).layers)
-        layers = set(range(blocks - ceil(self.depth * blocks), blocks))
-        model = inject(
-            base,
-            rank=self.rank,
-            alpha=self.alpha,
-            targets=list(self.targets) if self.targets else None,
-            train_rank=self.train_rank,
-            layers=layers,
-        )
-        marked = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return self.mark(model, lambda name, layer: name in marked)
+        if not adapted(base):
+            targets = list(self.targets) if self.targets else None
+            inject(base, rank=self.rank, alpha=self.alpha, targets=targets, train_rank=self.train_rank)
+        return self.mark(base, lambda name, layer: ".lora_" in name and f".{TRAINED}." in name)
 
     def final(self, srv: Server, state: State) -> nn.Module:
         return merge(self.adapter(srv, state))

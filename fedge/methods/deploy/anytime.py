@@ -1,15 +1,15 @@
 """Exits at several depths, trained by devices of several depths (after Liu et al. 2022, arXiv 2212.04084; first form).
 
-The backbone is frozen; after block l of each exit a head ``linear(norm(pool(h_l)))`` predicts, and the model's own head
-predicts after the last block. A device of depth D holds only the blocks up to D and trains the exits l ≤ D with
-``Σ_{l ≤ D} CE(logits_l, y)``; a head is the mean over those who trained it.
+The backbone is frozen; after block l of each exit a head ``linear(norm(pool(h_l)))`` predicts, and after the last block
+the model's own head, which is trained as the last exit. A device of depth D holds only the blocks up to D and trains
+the exits l ≤ D with ``Σ_{l ≤ D} CE(logits_l, y)``; a head is the mean over those who trained it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +56,18 @@ class Anytime(Tuning):
 
     def variants(self) -> Sequence[Method]:
         small = max(1, self.batch // 4)
-        depths = [None, *reversed(self.exits[:-1])]
-        rungs = [replace(self, deepest=depth) for depth in depths]
+        rungs = [replace(self, deepest=depth) for depth in (None, *reversed(self.exits))]
         return [rungs[0], *(replace(rung, micro_batch=small) for rung in rungs)]
 
     def build(self, base: nn.Module) -> nn.Module:
-        model = base if isinstance(base, MultiExit) else MultiExit(base, self.exits)
+        model = base if isinstance(base, MultiExit) else MultiExit(base, self.exits, _classes(base))
         if self.deepest is not None:
-            model.cut(self.deepest)
-        blocks = tuple(anatomy(model.base).layer_prefixes) if self.backbone else ()
+            model = model.cut(self.deepest)
+        parts = anatomy(model)
+        heads = ("exits.", *parts.head_prefixes)
+        trained = (*heads, *parts.layer_prefixes) if self.backbone else heads
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("exits.") or (bool(blocks) and name.startswith(blocks)))
+            parameter.requires_grad_(name.startswith(trained))
         return model
 
     def down(self, srv: Server, state: State, device: str) -> Payload:
@@ -74,9 +75,11 @@ class Anytime(Tuning):
         last = variant.deepest if isinstance(variant, Anytime) else None
         if last is None:
             return super().down(srv, state, device)
-        held = tuple(f"exits.{block}." for block in self.exits if block <= last)
-        blocks = tuple(prefix for prefix in anatomy(srv.base()).layer_prefixes[:last])
-        return Payload({"weights": {n: state["weights"][n] for n in state["changed"] if n.startswith(held + blocks)}})
+        parts = anatomy(srv.base())
+        if last == parts.depth:
+            return super().down(srv, state, device)
+        held = (*(f"exits.{block}." for block in self.exits if block <= last), *parts.layer_prefixes[:last])
+        return Payload({"weights": {n: state["weights"][n] for n in state["changed"] if n.startswith(held)}})
 
     def client(self, dev: Device, down: Payload) -> Payload:
         start = enter(dev, down["weights"])
@@ -91,3 +94,8 @@ class Anytime(Tuning):
     def predict(self, model: nn.Module, inputs: Batch) -> Tensor:
         deepest: Tensor = model(**inputs)[-1]
         return deepest
+
+
+def _classes(base: nn.Module) -> int:
+    config: Any = base.config
+    return int(config.num_labels)

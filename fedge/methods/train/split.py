@@ -1,6 +1,6 @@
 """Split training: devices hold the embeddings and the head, the server holds the blocks between.
 
-After FedBERT (Tian et al. 2022, doi 10.1145/3510033), its parallel mode. Each local step is a conversation of two turns::
+After FedBERT (Tian et al. 2022, doi 10.1145/3510033), its parallel mode. Each local step is two turns::
 
     device: h₀ = embed(x)        → server: h_L = blocks(h₀)
     device: ∂loss/∂h_L of head   → server: steps its blocks, returns ∂loss/∂h₀; the device steps embeddings and head
@@ -11,7 +11,7 @@ embeddings and heads are averaged like any weights. Labels never leave the devic
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import ClassVar, Literal
@@ -131,7 +131,7 @@ class Split(Method):
             "changed": True,
         }
 
-    def local_optimizer(self, parameters) -> torch.optim.Optimizer:
+    def local_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr)
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0)
