@@ -1,0 +1,67 @@
+"""Where a run stands after a round, as one file: all that a resume needs, written beside and renamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedge.core.payload import Payload
+from fedge.run.coordinator import Coordinator, Late
+from fedge.run.states import load_state, save_state
+
+_FILE = "run.checkpoint"
+
+
+@dataclass
+class Checkpoint:
+    """stage: the one under way; round: rounds that are done in it; now: emulated seconds; done: closed stages' records.
+
+    accounts, state and late answers are the coordinator's; incarnations: how often each device was started.
+    """
+
+    stage: int = 0
+    round: int = 0
+    now: float = 0.0
+    open: bool = False
+    state: dict[str, Any] = field(default_factory=dict)
+    accounts: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    done: list[dict[str, Any]] = field(default_factory=list)
+    devices: dict[str, Any] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write it as the run's checkpoint."""
+        save_state(dict(vars(self)), folder / _FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """The run's checkpoint, or one of a run that has not begun."""
+        return cls(**load_state(folder / _FILE)) if (folder / _FILE).exists() else cls()
+
+    def note(self, coordinator: Coordinator) -> None:
+        """Take over where a stage's coordinator stands."""
+        self.round, self.now, self.open = coordinator.round, coordinator.now, True
+        self.state = coordinator.state
+        self.accounts = {name: account.to_json() for name, account in coordinator.accounts.items()}
+        self.kept = {
+            device: {"arrival": late.arrival, "asked": late.asked, "payload": _bytes(late.payload)}
+            for device, late in coordinator.kept.items()
+        }
+
+    def put(self, coordinator: Coordinator) -> None:
+        """Bring a fresh coordinator to where the stage stood."""
+        coordinator.round, coordinator.now, coordinator.state = self.round, self.now, self.state
+        for name, plain in self.accounts.items():
+            coordinator.accounts[name].take(plain)
+        coordinator.kept = {
+            device: Late(late["arrival"], Payload.from_bytes(bytearray(late["payload"].numpy().tobytes())), late["asked"])
+            for device, late in self.kept.items()
+        }
+
+
+def _bytes(payload: Payload) -> torch.Tensor:
+    return torch.frombuffer(payload.to_bytes(), dtype=torch.uint8)

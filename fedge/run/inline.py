@@ -1,0 +1,73 @@
+"""The inline driver: the same rounds in this one process, without walls, for debugging and for comparison.
+
+Memory verdicts are the planner's. Payloads take the same way through bytes as between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedge.core.cost import Budget
+from fedge.core.method import Rows
+from fedge.meter.spans import SpanMeter
+from fedge.run.brief import Brief
+from fedge.run.coordinator import Answered, End, Event, Instruction, Picked, Seek
+from fedge.run.seat import Ground, Seat
+
+
+class Inline:
+    """Fulfils ``run.engine.Engine`` with every device in this process."""
+
+    def __init__(
+        self, brief: Brief, ground: Ground, budgets: Mapping[str, Budget], rows: Mapping[str, Rows], states: Path
+    ):
+        self._brief = brief
+        self._ground = ground
+        self._budgets = budgets
+        self._rows = rows
+        self._states = states
+        self._seats: dict[str, Seat] = {}
+        self._events: list[Event] = []
+
+    def do(self, instruction: Instruction) -> None:
+        device = instruction.device
+        if isinstance(instruction, Seek):
+            seat = Seat(
+                self._brief,
+                self._ground,
+                device,
+                self._budgets[device],
+                self._rows[device],
+                self._states,
+                SpanMeter(),
+            )
+            seat.restore(instruction.stateful)
+            self._seats[device] = seat
+            self._events.append(Picked(device, seat.pick(instruction.banned, instruction.pinned)))
+        elif isinstance(instruction, End):
+            self._seats[device].end()
+        else:
+            seat = self._seats[device]
+            answer = seat.answer(instruction.round, instruction.turn, instruction.data)
+            choice = seat.variant
+            peak = self._brief.menu[self._brief.variants.index(choice)].cost.peak_memory if choice else None
+            self._events.append(
+                Answered(
+                    device,
+                    instruction.round,
+                    instruction.turn,
+                    answer.data,
+                    answer.done,
+                    answer.stateful,
+                    peak,
+                    answer.noted,
+                )
+            )
+
+    def wait(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self._seats.clear()

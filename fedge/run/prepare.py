@@ -1,0 +1,194 @@
+"""From a federation's file to what a run needs: data, model, each device's rows and budget, each stage's menu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedge.core.method import Rows
+from fedge.core.server import ServerOptimizer
+from fedge.data.encode import Data, encode, split_public
+from fedge.data.partition import hold_out, label_mix, partition
+from fedge.data.raw import Raw
+from fedge.data.source import read
+from fedge.errors import ConfigError, FedgeError
+from fedge.models.load import Loaded, load
+from fedge.plan.menu import menu_of, method_of
+from fedge.plan.trace import Setting
+from fedge.run.brief import Brief
+from fedge.spec.federation import FederationSpec
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Prepared:
+    """A federation ready to run. ``rows[device]``: indices into ``data.train``; ``own_test``: rows held out of them."""
+
+    spec: FederationSpec
+    raw: Raw
+    data: Data
+    loaded: Loaded
+    rows: dict[str, np.ndarray]
+    own_test: dict[str, np.ndarray]
+    mixes: dict[str, np.ndarray]
+
+    @property
+    def model_order(self) -> dict[str, Any]:
+        """How another process loads the same model."""
+        model = self.spec.model
+        task = self.data.task
+        return {
+            "name": model.name,
+            "task": task.kind,
+            "classes": None if task.generative else task.classes,
+            "labels": list(self.data.names) or None,
+            "options": model.options,
+            "seed": self.spec.seed,
+            "revision": model.revision,
+            "trust_remote_code": model.trust_remote_code,
+            "folder": str(self.spec.folder),
+        }
+
+    def largest(self) -> Rows:
+        """The rows of the device that has most: what costs are traced for."""
+        return self.data.train.take(max(self.rows.values(), key=len))
+
+
+def prepare(spec: FederationSpec, say: Say) -> Prepared:
+    """Read and encode the data, load the model, divide the rows. Raises ConfigError with the place in the file."""
+    data_spec, model_spec = spec.data, spec.model
+    say(f"data: reading {data_spec.dataset}")
+    raw = _at(
+        spec,
+        "data.dataset",
+        lambda: read(
+            data_spec.dataset,
+            folder=spec.folder,
+            text=data_spec.text,
+            label=data_spec.label,
+            image=data_spec.image,
+            client=data_spec.client,
+            test=data_spec.test,
+            task=model_spec.task,
+            rows=data_spec.rows,
+            seed=spec.seed,
+        ),
+    )
+    task = model_spec.task or raw.kind
+    say(f"model: loading {model_spec.name} for {task}")
+    loaded = _at(
+        spec,
+        "model",
+        lambda: load(
+            model_spec.name,
+            task,
+            classes=len(raw.names) or None,
+            labels=list(raw.names) or None,
+            options=model_spec.options,
+            seed=spec.seed,
+            revision=model_spec.revision,
+            trust_remote_code=model_spec.trust_remote_code,
+            folder=spec.folder,
+        ),
+    )
+    shape = loaded.preprocessor or _image_shape(loaded)
+    data = _at(spec, "data", lambda: encode(raw, shape, loaded.task, data_spec.length, loaded.input_names))
+    data = _at(spec, "data.public", lambda: split_public(data, data_spec.public, spec.seed))
+    return _divided(spec, raw, data, loaded)
+
+
+def _divided(spec: FederationSpec, raw: Raw, data: Data, loaded: Loaded) -> Prepared:
+    names = sorted(device.name for device in spec.devices)
+    how = spec.data.partition
+    keys = data.keys if how.kind != "by" or not isinstance(how.value, str) else data.keys
+    value = float(how.value) if isinstance(how.value, (int, float)) else None
+    parts = _at(
+        spec,
+        "data.partition",
+        lambda: partition(data.labels, keys, len(names), how.kind, value, spec.seed, len(data.train)),
+    )
+    rows = dict(zip(names, parts, strict=True))
+    own_test: dict[str, np.ndarray] = {}
+    mixes: dict[str, np.ndarray] = {}
+    for name in names:
+        if isinstance(spec.data.local_test, float):
+            rows[name], own_test[name] = hold_out(
+                rows[name], data.labels, spec.data.local_test, spec.seed, name
+            )
+        elif data.labels is not None and not data.task.generative:
+            mixes[name] = label_mix(data.labels[rows[name]], data.task.classes)
+    return Prepared(spec, raw, data, loaded, rows, own_test, mixes)
+
+
+def briefs(prepared: Prepared, say: Say) -> list[Brief]:
+    """Every stage's brief, its menu traced on the base model's architecture."""
+    spec = prepared.spec
+    found = []
+    for stage in spec.stages:
+        method, variants = method_of(spec, stage, prepared.data.task.kind)
+        if method.card.final != "plain" and stage.index != len(spec.stages) - 1:
+            raise ConfigError(
+                spec.problem(
+                    f"stages.{stage.index}.method",
+                    f"'{stage.method}' leaves a model with exits, on which no further stage can build",
+                    hint="make it the last stage",
+                )
+            )
+        server = stage.server
+        optimizer = ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau)
+        setting = Setting(
+            prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer
+        )
+        try:
+            menu = menu_of(method, variants, setting, lambda text, s=stage: say(f"plan: {s.stage}: {text}"))  # type: ignore[misc]
+        except FedgeError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(spec.problem(f"stages.{stage.index}.method", error.message, hint=error.hint)) from error
+        found.append(
+            Brief(
+                seed=spec.seed,
+                index=stage.index,
+                stage=stage.stage,
+                key=stage.method,
+                method=menu.method,
+                variants=menu.variants,
+                menu=menu.offers,
+                rounds=stage.rounds,
+                prefer=stage.prefer,
+                freely=stage.pick == "auto",
+                cohort=stage.cohort,
+                quorum=stage.quorum,
+                deadline=stage.deadline,
+                optimizer=optimizer,
+            )
+        )
+    return found
+
+
+def _image_shape(loaded: Loaded) -> Any:
+    config = loaded.config
+    if "image_size" in config and "num_channels" in config:
+        return (int(config["num_channels"]), int(config["image_size"]))
+    return None
+
+
+def _at(spec: FederationSpec, key: str, action: Callable[[], Any]) -> Any:
+    """Run ``action``; an error without a place of its own gets the key's."""
+    try:
+        return action()
+    except ConfigError as error:
+        placed = [
+            p if p.line is not None else spec.problem(key, p.message if not p.file else str(p), hint=p.hint)
+            for p in error.problems
+        ]
+        raise ConfigError(placed) from error
+    except FedgeError as error:
+        if error.exit_code != ConfigError.exit_code:
+            raise
+        raise ConfigError(spec.problem(key, error.message, hint=error.hint)) from error

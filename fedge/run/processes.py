@@ -1,0 +1,265 @@
+"""Devices as processes of their own behind ZeroMQ: the engine that ``fedge up`` uses."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedge.core.cost import Budget
+from fedge.emulation.wall import Group, Wall
+from fedge.errors import FedgeError, MethodError
+from fedge.meter.spans import PHASES
+from fedge.plan.choose import Choice
+from fedge.run.brief import Brief
+from fedge.run.coordinator import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
+from fedge.run.nursery import Nursery
+from fedge.wire.blobs import Blob
+from fedge.wire.bus import Hub
+from fedge.wire.exchange import Breach, Delivery, Gone
+from fedge.wire.frames import Kind
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a device's process is given besides the stage: its budget, its rows, where it computes and logs."""
+
+    budget: Budget
+    rows: list[int]
+    pin: str | None
+    log: Path
+
+
+@dataclass
+class _Child:
+    """One incarnation of a device's process."""
+
+    incarnation: int
+    group: Group
+    seek: Seek
+    pid: int | None = None
+    heard: float = 0.0
+    baseline: int = 0
+    shared: int = 0
+    failed: dict[str, Any] | None = None
+    leaving: bool = False
+    busy: bool = False
+
+
+class Processes:
+    """Fulfils ``run.engine.Engine``. ``revive`` starts a new zygote at this stage when the present one is gone."""
+
+    def __init__(
+        self,
+        brief: Brief,
+        places: Mapping[str, Place],
+        wall: Wall,
+        nursery: Nursery,
+        hub: Hub,
+        states: Path,
+        *,
+        run: str,
+        heartbeat: float,
+        revive: Callable[[], Nursery],
+    ):
+        self._brief = brief
+        self._places = places
+        self._wall = wall
+        self.nursery = nursery
+        self._hub = hub
+        self._states = states
+        self._run = run
+        self._heartbeat = heartbeat
+        self._revive = revive
+        self._children: dict[str, _Child] = {}
+        self._incarnations: dict[str, int] = {}
+        self._events: list[Event] = []
+        self._groups: list[Group] = []
+
+    # -- instructions ------------------------------------------------------------------------------------------------
+
+    def do(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Seek):
+            self._start(instruction)
+        elif isinstance(instruction, Send):
+            child = self._children.get(instruction.device)
+            if child is not None:
+                child.busy = True
+                child.heard = time.monotonic()
+            about = {"round": instruction.round, "turn": instruction.turn}
+            self._hub.post(instruction.device, Kind.ASK, about, Blob(instruction.data))
+        elif isinstance(instruction, End):
+            self._hub.post(instruction.device, Kind.TELL, {"end": True})
+
+    def _start(self, seek: Seek) -> None:
+        device = seek.device
+        incarnation = self._incarnations.get(device, 0) + 1
+        self._incarnations[device] = incarnation
+        group = self._wall.open(self._run, device, incarnation)
+        self._groups.append(group)
+        self._children[device] = _Child(incarnation, group, seek, heard=time.monotonic())
+        place = self._places[device]
+        self.nursery.command(
+            "fork",
+            device=device,
+            incarnation=incarnation,
+            address=self._hub.address,
+            group=group.record(),
+            walled=self._wall.name != "none",
+            budget=asdict(place.budget),
+            rows=place.rows,
+            pin=place.pin,
+            core=None,
+            log=str(place.log),
+            states=str(self._states),
+        )
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def wait(self) -> list[Event]:
+        self._hub.wait(0.5 if not self._events else 0.0, fds=[self.nursery.events])
+        for event in self._hub.receive(0):
+            self._heard(event)
+        for told in self.nursery.read():
+            self._told(told)
+        if not self.nursery.alive:
+            self._orphaned()
+        self._check_beats()
+        events, self._events = self._events, []
+        return events
+
+    def _heard(self, event: Delivery | Breach | Gone) -> None:
+        if isinstance(event, Gone) or event.device not in self._children:
+            return
+        child = self._children[event.device]
+        if event.incarnation != child.incarnation:
+            return
+        child.heard = time.monotonic()
+        if isinstance(event, Breach):
+            self._events.append(Lost(event.device, "protocol", detail=str(event.error)))
+            self._kill(child)
+            child.leaving = True
+        elif event.kind is Kind.HELLO:
+            seek = child.seek
+            about = {"banned": list(seek.banned), "pinned": seek.pinned, "stateful": seek.stateful}
+            self._hub.post(event.device, Kind.PREPARE, about)
+        elif event.kind is Kind.READY:
+            self._events.append(Picked(event.device, _choice(event.header["choice"])))
+        elif event.kind is Kind.EVENT:
+            child.baseline, child.shared = int(event.header["baseline"]), int(event.header["shared"])
+            if "device" in child.group.sides:
+                child.group.apply(int(event.header["limit"]))
+        elif event.kind is Kind.TELL:
+            self._answered(event, child)
+        elif event.kind is Kind.FAIL:
+            child.failed = event.header
+
+    def _answered(self, event: Delivery, child: _Child) -> None:
+        child.busy = False
+        header = event.header
+        assert event.blob is not None
+        self._events.append(
+            Answered(
+                event.device,
+                int(header["round"]),
+                int(header["turn"]),
+                event.blob,
+                bool(header["done"]),
+                bool(header["stateful"]),
+                int(header["peak"]),
+                dict(header["noted"]),
+            )
+        )
+
+    def _told(self, told: dict[str, Any]) -> None:
+        if told["is"] == "failed":
+            raise FedgeError(f"the zygote failed: {told['message']}")
+        if told["is"] not in ("forked", "ended"):
+            return
+        child = self._children.get(told["device"])
+        if child is None or child.incarnation != told["incarnation"]:
+            return
+        if told["is"] == "forked":
+            child.pid = told["pid"]
+            child.group.adopt(told["pid"])
+        else:
+            self._ended(told["device"], child, told["status"], PHASES[told["phase"]])
+
+    def _ended(self, device: str, child: _Child, status: int, phase: str) -> None:
+        del self._children[device]
+        cap = self._places[device].budget.memory
+        if child.leaving:
+            pass
+        elif child.group.killed_for_memory():
+            peak = max(0, child.group.peak() - child.baseline) + child.shared
+            self._events.append(Lost(device, "memory", phase, peak, cap, "killed at its memory wall"))
+        elif child.failed is not None and child.failed["kind"] == "memory":
+            failed = child.failed
+            self._events.append(
+                Lost(device, "memory", failed["phase"], int(failed["peak"]), cap, str(failed["message"]))
+            )
+        elif child.failed is not None and child.failed["kind"] == "method":
+            raise MethodError(str(child.failed["message"]), hint=f"see {self._places[device].log}")
+        else:
+            said = f": {child.failed['message']}" if child.failed else ""
+            self._events.append(Died(device, _ending(status) + said))
+        self._hub.forget(device)
+        child.group.close()
+
+    def _orphaned(self) -> None:
+        """The zygote is gone and with it every device: start another and have them all begin again."""
+        lost, self._children = self._children, {}
+        for device, child in lost.items():
+            self._hub.forget(device)
+            child.group.close()
+            if not child.leaving:
+                self._events.append(Died(device, "the zygote died"))
+        self.nursery = self._revive()
+
+    def _check_beats(self) -> None:
+        silent = time.monotonic() - self._heartbeat
+        for child in self._children.values():
+            if child.pid is not None and child.heard < silent:
+                self._kill(child)
+                child.heard = time.monotonic()
+
+    def _kill(self, child: _Child) -> None:
+        import os
+
+        if child.pid is not None:
+            try:
+                os.kill(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def close(self) -> None:
+        """Ask every device to leave, wait a little, and kill those that don't."""
+        for device, child in self._children.items():
+            child.leaving = True
+            self._hub.post(device, Kind.BYE)
+        end = time.monotonic() + 3.0
+        while self._children and self.nursery.alive and time.monotonic() < end:
+            self.wait()
+        for child in self._children.values():
+            self._kill(child)
+        end = time.monotonic() + 3.0
+        while self._children and self.nursery.alive and time.monotonic() < end:
+            self.wait()
+        for group in self._groups:
+            group.close()
+
+
+def _choice(told: dict[str, Any]) -> Choice:
+    refused = {int(index): str(why) for index, why in told["refused"].items()}
+    return Choice(told["index"], told["reason"], told["runner_up"], refused)
+
+
+def _ending(status: int) -> str:
+    import os
+
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"ended with code {os.WEXITSTATUS(status)}"
