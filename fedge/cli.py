@@ -65,6 +65,105 @@ def config(federation: Federation, set: Set = None, as_json: Json = False) -> No
         sys.stdout.write(text)
 
 
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")]
+BestEffort = Annotated[bool, typer.Option("--best-effort", help="Go on where a limit can't be applied, and say so.")]
+Slots = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--slots", min=1, metavar="N", help="Devices that compute at once; the host's cores by default."),
+]
+
+
+@app.command()
+def up(
+    federation: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[FEDERATION]", help="A YAML file, or a folder with federation.yaml."),
+    ] = None,
+    set: Set = None,
+    slots: Slots = None,
+    clock: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--clock", metavar="virtual|real", help="The devices' clock; the file's by default."),
+    ] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="No processes and no walls, for debugging.")] = False,
+    best_effort: BestEffort = False,
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--resume", metavar="RUN", help="Go on from the last checkpoint of a run's folder."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Run all stages of a federation and leave a run folder.
+
+    Example: fedge up federations/quickstart.yaml --set stages.customize.rounds=3
+    """
+    from fedge.report.closing import closing_tables
+    from fedge.run.launcher import Options, up
+
+    overrides = [*(set or ()), *([f"emulation.clock={clock}"] if clock else [])]
+    if (federation is None) == (resume is None):
+        raise typer.BadParameter("give a federation, or --resume RUN", param_hint="FEDERATION")
+    if resume is not None and overrides:
+        raise typer.BadParameter("a resumed run keeps its own settings", param_hint="--set")
+    options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
+    run = up(federation or "", overrides, options, progress)
+    print_json(run.summary) if as_json else closing_tables(run.summary)
+
+
+@app.command()
+def plan(
+    federation: Federation,
+    set: Set = None,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--device", metavar="DEVICE", help="Only this device."),
+    ] = None,
+    all_offers: Annotated[bool, typer.Option("--all", help="Every variant, not only what is picked.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a round would cost each device, what fits, and what each device picks. Trains nothing.
+
+    Example: fedge plan federations/quickstart.yaml --device pi-00 --all
+    """
+    from fedge.report.closing import plan_table
+    from fedge.run.planning import plan
+
+    rows = plan(federation, set or (), progress)
+    if device is not None:
+        known = {row["device"] for row in rows}
+        if device not in known:
+            raise typer.BadParameter(f"'{device}' is none of {', '.join(sorted(known))}", param_hint="--device")
+        rows = [row for row in rows if row["device"] == device]
+    print_json({"plan": rows}) if as_json else plan_table(rows, all_offers=all_offers)
+
+
+@app.command()
+def profile(
+    federation: Federation,
+    set: Set = None,
+    slots: Slots = None,
+    best_effort: BestEffort = False,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Run one measured round of every stage and set measurement beside prediction.
+
+    Example: fedge profile federations/quickstart.yaml
+    """
+    from fedge.report.closing import profile_table
+    from fedge.run.launcher import Options
+    from fedge.run.planning import profile
+
+    rows = profile(federation, set or (), Options(runs=runs, slots=slots, best_effort=best_effort), progress)
+    print_json({"profile": rows}) if as_json else profile_table(rows)
+
+
+def progress(line: str) -> None:
+    """A line of progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @app.command()
 def schema(
     kind: Annotated[
@@ -117,6 +216,32 @@ def devices(as_json: Json = False) -> None:
 
     rows, show = devices_tables()
     print_json(rows) if as_json else show()
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that need no download, and what else can be named.
+
+    Example: fedge models
+    """
+    from fedge.report.tables import table
+    from fedge.spec.bundled import MODELS
+
+    rows = [vars(entry) for entry in MODELS]
+    print_json({"models": rows}) if as_json else table(rows, ["name", "form", "task", "summary"])
+
+
+@app.command()
+def datasets(as_json: Json = False) -> None:
+    """List the data sets that come with fedge, and the formats that can be read.
+
+    Example: fedge datasets
+    """
+    from fedge.data.bundled import ENTRIES
+    from fedge.report.tables import table
+
+    rows = [vars(entry) for entry in ENTRIES]
+    print_json({"datasets": rows}) if as_json else table(rows, ["name", "form", "task", "summary"])
 
 
 @app.command()

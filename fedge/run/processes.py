@@ -17,6 +17,7 @@ from fedge.plan.choose import Choice
 from fedge.run.brief import Brief
 from fedge.run.coordinator import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.nursery import Nursery
+from fedge.run.worker import held
 from fedge.wire.blobs import Blob
 from fedge.wire.bus import Hub
 from fedge.wire.exchange import Breach, Delivery, Gone
@@ -194,7 +195,7 @@ class Processes:
         if child.leaving:
             pass
         elif child.group.killed_for_memory():
-            peak = max(0, child.group.peak() - child.baseline) + child.shared
+            peak = held(child.group.peak(), child.baseline, child.shared)
             self._events.append(Lost(device, "memory", phase, peak, cap, "killed at its memory wall"))
         elif child.failed is not None and child.failed["kind"] == "memory":
             failed = child.failed

@@ -127,7 +127,7 @@ class _Worker:
 
     def _peak(self) -> int:
         """The most that the device has held, the shared weights that it would hold included."""
-        return max(0, self.group.peak() - (self.baseline or 0)) + self.shared
+        return held(self.group.peak(), self.baseline or 0, self.shared)
 
     def _fail(self, error: Exception) -> int:
         memory = is_allocation_failure(error) or (isinstance(error, LimitError) and self.baseline is not None)
@@ -138,6 +138,11 @@ class _Worker:
         message = str(error) if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"
         self.line.post(Kind.FAIL, {"kind": kind, "message": message[:4000], "phase": phase, "peak": self._peak()})
         return 3 if memory else 1
+
+
+def held(peak: int, baseline: int, shared: int) -> int:
+    """Bytes of the budget that a group's ``peak`` stands for; the wall's own sum the other way round."""
+    return max(0, peak - baseline - UNEXPLAINED) + shared
 
 
 def _log_to(path: Path) -> None:
