@@ -94,7 +94,7 @@ class Payload:
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Payload:
-        """Read what ``to_bytes`` wrote. The tensors are views of ``data``, which must stay alive.
+        """Read what ``to_bytes`` wrote. The tensors are views of ``data``, unless it can't be written to.
 
         Raises ProtocolError for bytes that are not such a payload.
         """
@@ -107,7 +107,7 @@ class Payload:
                 role, _, name = key.partition("/")
                 parts[role][name] = tensor
             payload = cls(parts, weight, meta)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ProtocolError(f"the payload's description can't be read: {error}") from error
         if not math.isfinite(weight) or weight < 0:
             raise ProtocolError(f"the payload's weight {weight} is not a finite number of at least 0")
@@ -145,7 +145,7 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
 
 
 def unpack(data: bytes | bytearray | memoryview) -> tuple[Tree, dict[str, str]]:
-    """Views of the tensors in safetensors bytes, and the file's metadata.
+    """Views of the tensors in safetensors bytes (of a copy, where these are read-only), and the file's metadata.
 
     Every length and offset is checked before a view is made. Raises ProtocolError for anything malformed.
     """
@@ -156,13 +156,15 @@ def unpack(data: bytes | bytearray | memoryview) -> tuple[Tree, dict[str, str]]:
     if length > _HEADER_LIMIT or 8 + length > len(whole):
         raise ProtocolError(f"a payload header of {length} bytes does not fit")
     start = 8 + length
+    if whole.readonly:
+        data = bytearray(whole)  # a tensor that is written to would change what nobody may change
     tensors: Tree = {}
     try:
         header = json.loads(bytes(whole[8:start]))
         metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
         for name, entry in header.items():
             tensors[name] = _view(data, name, entry, start, len(whole))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, RuntimeError) as error:
         raise ProtocolError(f"the payload's header can't be read: {error}") from error
     return tensors, metadata
 
