@@ -1,0 +1,1 @@
+"""Models as other programs run them: one ONNX graph an exit, compared with PyTorch before it is kept."""
