@@ -81,12 +81,14 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("same label as PyTorch", f"{100 * verdict['agreement']:.2f} %"))
     facts.append(("precision", manifest["precision"]))
     if manifest["labels"]:
-        facts.append(("labels", ", ".join(manifest["labels"]).replace("|", "\\|")))
-    plain = (str, int, float)
-    facts += [
-        (name, str(value).replace("|", "\\|")) for name, value in manifest["about"].items() if isinstance(value, plain)
-    ]
-    return facts
+        facts.append(("labels", ", ".join(manifest["labels"])))
+    for name, value in manifest["about"].items():
+        if isinstance(value, list | tuple):
+            facts.append((name, ", ".join(map(str, value))))
+        elif isinstance(value, str | int | float):
+            facts.append((name, str(value)))
+    # a cell of a Markdown table is one line without bars
+    return [(name, " ".join(value.split()).replace("|", "\\|")) for name, value in facts]
 
 
 def _code(manifest: Mapping[str, Any], preprocessor: Any, place: Path) -> tuple[list[str], str]:

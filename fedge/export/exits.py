@@ -174,10 +174,11 @@ def _exit_answers(model: MultiExit, job: _Job) -> dict[int, _Answers]:
 
     if job.task.generative:
         return {blocks: partial(one_by_one, blocks) for blocks in model.points}
-    batches = list(verify.chunks(job.rows, job.task, job.names))
-    kept = [model(**job.task.inputs(batch)) for batch in batches]
+    job.progress(f"PyTorch's answers to {len(job.rows)} rows")
+    kept = [model(**job.task.inputs(batch)) for batch in verify.chunks(job.rows, job.task, job.names)]
 
     def remembered(at: int) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        batches = verify.chunks(job.rows, job.task, job.names)
         return ((batch, logits[at]) for batch, logits in zip(batches, kept, strict=True))
 
     return {blocks: partial(remembered, at) for at, blocks in enumerate(model.points)}
@@ -224,8 +225,11 @@ def _traceable(model: nn.Module) -> nn.Module:
 
 
 def _example(job: _Job) -> dict[str, Tensor]:
-    """Two rows as an example to trace; the graph depends on their types and fixed dimensions alone."""
-    batch = next(verify.chunks(job.rows.take([0, len(job.rows) - 1]), job.task, job.names))
+    """Two rows as an example to trace, at full length, since tracing takes a dimension of 1 for a fixed one."""
+    if not len(job.rows):
+        raise ConfigError("there are no rows to compare the exported model on")
+    two = job.rows.take([0, len(job.rows) - 1])
+    batch = next(verify.chunks(two, job.task, job.names, trim=False))
     return {name: batch[name] for name in job.names}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from fedge.core.task import Task
-from fedge.errors import FedgeError
+from fedge.errors import ConfigError, FedgeError
 from fedge.models.load import Loaded
 
 #: Keys by which transformers notes where something was found on this machine.
@@ -29,6 +29,8 @@ def whole(folder: Path) -> Iterator[Path]:
     place: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield place
         place.chmod(0o755)
@@ -48,7 +50,7 @@ def label_names(model: nn.Module, task: Task, labels: Sequence[str] | None) -> l
         own: Any = getattr(getattr(model, "config", None), "id2label", None) or {}
         labels = [own[at] for at in sorted(own)]
     if len(labels) > task.classes:
-        raise ValueError(f"{len(labels)} labels for {task.classes} classes")
+        raise ConfigError(f"{len(labels)} labels for a model of {task.classes} classes")
     return [*map(str, labels), *(f"LABEL_{at}" for at in range(len(labels), task.classes))]
 
 
@@ -59,17 +61,20 @@ def describe(place: Path, model: nn.Module, loaded: Loaded, labels: Sequence[str
         config.save_pretrained(place)
     if loaded.preprocessor is not None:
         loaded.preprocessor.save_pretrained(place)
-    for path in place.glob("*.json"):
-        said = json.loads(path.read_text())
-        if isinstance(said, dict) and path.name != "tokenizer.json":
-            write_json(path, {key: value for key, value in said.items() if key not in _PLACES})
+    for path in place.glob("*config.json"):
+        write_json(path, {key: value for key, value in _read(path).items() if key not in _PLACES})
     _name_labels(place / "config.json", loaded.task, labels)
     _name_tokenizer(place / "tokenizer_config.json")
 
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file as people read it."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _swap(place: Path, folder: Path) -> None:
@@ -86,7 +91,7 @@ def _swap(place: Path, folder: Path) -> None:
 
 
 def _name_labels(path: Path, task: Task, labels: Sequence[str]) -> None:
-    said: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    said = _read(path)
     if labels:
         said["id2label"] = {str(at): name for at, name in enumerate(labels)}
         said["label2id"] = {name: at for at, name in enumerate(labels)}
@@ -112,9 +117,7 @@ def _architecture(model_type: str | None, task: Task) -> str | None:
 
 def _name_tokenizer(path: Path) -> None:
     """A class that transformers 4, which Optimum needs, knows too."""
-    if not path.exists():
-        return
-    said = json.loads(path.read_text())
+    said = _read(path)
     if said.get("tokenizer_class") == "TokenizersBackend":
         said["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_json(path, said)

@@ -15,8 +15,10 @@ from fedge.core.task import IGNORE, Score, Task
 from fedge.data.rows import Rows
 from fedge.errors import ConfigError, FedgeError, MissingError
 
-#: By precision, the largest difference between a logit of the graph and PyTorch's that is taken for rounding.
+#: By precision, the largest difference between a logit of the graph and PyTorch's that is taken for rounding, for
+#: logits up to ``_USUAL``. Rounding grows with what is rounded (about 1e-6 of it was seen), so the limit does too.
 TOLERANCE = {"fp32": 1e-4}
+_USUAL = 10.0
 MODEL_FILE = "model.onnx"
 
 #: Rows in a chunk, and the logits that a chunk of token predictions may hold.
@@ -31,11 +33,12 @@ class ParityError(FedgeError):
 @dataclass(frozen=True)
 class Verdict:
     """How a graph did on rows: the largest difference of a logit, the share of equal labels, accuracy (None without
-    labels), and how many rows were compared."""
+    labels), PyTorch's largest logit (absolute), and how many rows were compared."""
 
     parity_max_abs: float
     agreement: float
     accuracy: float | None
+    largest: float
     rows: int
 
 
@@ -58,11 +61,11 @@ def run(session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.from_numpy(session.run(["logits"], {name: inputs[name].numpy() for name in names})[0])
 
 
-def chunks(rows: Rows, task: Task, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def chunks(rows: Rows, task: Task, names: Iterable[str], *, trim: bool = True) -> Iterator[dict[str, Tensor]]:
     """All rows in order as batches that hold the inputs ``names`` and the labels.
 
     Rows without an attention mask get one of ones. In a classifier's batch, positions that are padding in every row
-    are cut off.
+    are cut off, unless ``trim`` is false.
     """
     if not len(rows):
         raise ConfigError("there are no rows to compare the exported model on")
@@ -74,7 +77,7 @@ def chunks(rows: Rows, task: Task, names: Iterable[str]) -> Iterator[dict[str, T
         found = dict(batch)
         if "attention_mask" in names and "attention_mask" not in found:
             found["attention_mask"] = torch.ones_like(found["input_ids"])
-        if not task.generative and "attention_mask" in found:
+        if trim and not task.generative and "attention_mask" in found:
             found = _trimmed(found)
         yield {name: found[name] for name in (*names, "labels")}
 
@@ -87,12 +90,15 @@ def _trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def compare(session: Any, answers: Iterable[tuple[Mapping[str, Tensor], Tensor]], task: Task) -> Verdict:
     """Hold the graph against pairs of (batch with labels, the model's logits for it)."""
-    worst, equal, labels, rows, score = 0.0, 0, 0, 0, Score()
+    worst = largest = 0.0
+    equal = labels = rows = 0
+    score = Score()
     for batch, expected in answers:
         logits = run(session, batch)
         difference = (logits - expected).abs().max().item()
         # max() alone would lose a not-a-number that is not its first argument
         worst = difference if difference != difference else max(worst, difference)
+        largest = max(largest, expected.abs().max().item())
         mine = score.add(task, logits, batch["labels"])
         theirs, wanted = task.aligned(expected, batch["labels"])
         kept = wanted != IGNORE
@@ -101,18 +107,18 @@ def compare(session: Any, answers: Iterable[tuple[Mapping[str, Tensor], Tensor]]
         rows += len(expected)
         if worst != worst:
             break
-    return Verdict(worst, equal / max(labels, 1), score.metrics(task).get("accuracy"), rows)
+    return Verdict(worst, equal / max(labels, 1), score.metrics(task).get("accuracy"), largest, rows)
 
 
 def accept(verdict: Verdict, target: str, precision: str) -> None:
     """ParityError, with the figure, for a graph that is further from the model than its precision explains."""
-    limit = TOLERANCE[precision]
+    limit = TOLERANCE[precision] * max(1.0, verdict.largest / _USUAL)
     worst = verdict.parity_max_abs
     if worst != worst:
-        raise ParityError(f"{target}: logits are not numbers (nan), so nothing was exported")
+        raise ParityError(f"{target}: logits are not numbers (nan), so it was not kept")
     if worst > limit:
         raise ParityError(
-            f"{target}: the ONNX graph's logits differ from PyTorch's by {worst:.3g}, more than {limit:g} "
+            f"{target}: the ONNX graph's logits differ from PyTorch's by {worst:.3g}, more than {limit:.3g} "
             f"({precision}); it was not kept"
         )
 
