@@ -194,6 +194,14 @@ class Method:
         """The rounds from which on a round costs something else than before (the planner traces each)."""
         return (0,)
 
+    def working(self, round: int) -> Method:
+        """The method whose ``client`` runs in a round: of a method that holds others, the one whose turn it is."""
+        return self
+
+    def everyone(self) -> Sequence[Method]:
+        """Variants that train, between them, all that any variant trains (the planner lets each train once)."""
+        return [self]
+
     def build(self, base: nn.Module) -> nn.Module:
         """Make this variant's model out of a copy of the base: freeze, inject, cut or wrap.
 

@@ -64,16 +64,17 @@ def estimate(offer: Offer, budget: Budget) -> Estimate:
     link = link_of(budget)
     radio = transfer_seconds(cost.bytes_down, link, "down") + transfer_seconds(cost.bytes_up, link, "up")
     compute = compute_seconds(cost.flops, cost.traffic, cost.ops, rates_of(budget))
-    joules = energy(
-        compute,
-        radio,
-        0.0,
-        idle_w=budget.idle_power,
-        active_w=budget.active_power,
-        radio_w=budget.active_power,
-    )
     seconds = radio + compute
-    return Estimate(offer, seconds, joules, tuple(cost.fits(budget, seconds)))
+    return Estimate(offer, seconds, joules_of(compute, radio, budget), tuple(cost.fits(budget, seconds)))
+
+
+def joules_of(compute: float, radio: float, budget: Budget) -> float:
+    """Energy of so many seconds of computing and of sending or receiving.
+
+    No profile has a figure for its radio yet, so the radio is taken to draw what computing draws: an upper bound.
+    """
+    beyond_idle = max(0.0, budget.active_power - budget.idle_power)
+    return energy(compute, radio, 0.0, idle_w=budget.idle_power, active_w=budget.active_power, radio_w=beyond_idle)
 
 
 def ranked(menu: Sequence[Offer], budget: Budget, prefer: str) -> list[Estimate]:
@@ -108,7 +109,7 @@ def choose(
     """
     order = [e for e in ranked(menu, budget, prefer) if e.offer.index not in banned]
     refused = {e.offer.index: describe_shortfall(e.broken[0]) for e in order if e.broken}
-    refused.update({index: "failed here before" for index in banned})
+    refused.update(dict.fromkeys(banned, "failed here before"))
     fitting = [e for e in order if not e.broken] if freely else order
     if not fitting:
         least = min(order, key=lambda e: e.offer.cost.memory_needed, default=None)

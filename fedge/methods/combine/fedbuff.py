@@ -58,6 +58,9 @@ class FedBuff(Method):
     def variants(self) -> Sequence[Method]:
         return [replace(self, inner=variant) for variant in self.trains.variants()]
 
+    def working(self, round: int) -> Method:
+        return self.trains
+
     def build(self, base: nn.Module) -> nn.Module:
         return self.trains.build(base)
 

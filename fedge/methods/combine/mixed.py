@@ -47,6 +47,12 @@ class Mixed(Method):
         """The member that is trained here: the chosen one, or the first candidate as it was written."""
         return self.member or self.members[0]
 
+    def working(self, round: int) -> Method:
+        return self.trains
+
+    def everyone(self) -> Sequence[Method]:
+        return [replace(self, member=member) for member in self.members]
+
     def build(self, base: nn.Module) -> nn.Module:
         # what any member trains is run here; the chosen one comes last, since its build says what is trained
         others = [member for member in self.members if type(member) is not type(self.trains)]

@@ -66,6 +66,9 @@ class Stages(Method):
     def phases(self) -> Sequence[int]:
         return (0, *self.switch)
 
+    def working(self, round: int) -> Method:
+        return self.part_at(round)
+
     def build(self, base: nn.Module) -> nn.Module:
         for part in self.parts:
             base = part.build(base)

@@ -1,0 +1,281 @@
+"""Rounds of one device inline, server and all, counted while they run on fake or real tensors.
+
+The device's part runs under a counter of work and of live memory; what the server allocates is not the device's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, Talk
+from fedge.core.payload import Payload
+from fedge.core.server import ServerOptimizer
+from fedge.core.task import Task
+from fedge.meter.spans import NullMeter
+from fedge.meter.work import Counter, Work
+from fedge.models.names import trainable
+from fedge.models.share import share, storages
+from fedge.models.variant import Assembled, assemble, duplicate
+
+#: The device whose rounds are counted.
+ONLY = "traced"
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a stage trains on: the base, the task, and the rows of a typical device and of the public set."""
+
+    base: nn.Module
+    task: Task
+    rows: Rows
+    public: Rows | None = None
+    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One round of the device: its work, bytes up and down, and how many times it was asked."""
+
+    work: Work = Work()
+    up: int = 0
+    down: int = 0
+    turns: int = 0
+
+    def __add__(self, other: Figures) -> Figures:
+        return Figures(self.work + other.work, self.up + other.up, self.down + other.down, self.turns + other.turns)
+
+    def __sub__(self, other: Figures) -> Figures:
+        return self + other * -1
+
+    def __mul__(self, times: int) -> Figures:
+        return Figures(self.work * times, self.up * times, self.down * times, self.turns * times)
+
+
+def repeated(method: Method, counts: Counts) -> Method:
+    """The same with other numbers of repetitions (local steps, say), also in the methods that it holds."""
+    changed: dict[str, Any] = {}
+    for f in fields(method):
+        value = getattr(method, f.name)
+        if f.name in counts and isinstance(value, int):
+            changed[f.name] = counts[f.name]
+        elif isinstance(value, Method):
+            changed[f.name] = repeated(value, counts)
+        elif isinstance(value, tuple) and any(isinstance(item, Method) for item in value):
+            changed[f.name] = tuple(repeated(i, counts) if isinstance(i, Method) else i for i in value)
+    return replace(method, **changed)
+
+
+class Rehearsal:
+    """A server, the device that is counted, and devices that train what it leaves out.
+
+    peak: bytes beyond the shared weights that the device has held at once so far. shared: bytes of the base that it
+    reads and never writes. own: bytes of the model that are its own. message: the largest message so far.
+    """
+
+    def __init__(self, method: Method, variant: Method, setting: Setting, base: nn.Module, *, fake: bool):
+        self.method, self.variant = method, variant
+        self.server = _Server(method, base, setting, fake)
+        rows: Rows = ShapedRows(setting.rows) if fake else setting.rows
+        self.shapes = rows if isinstance(rows, ShapedRows) else None
+        self.built: dict[str, Assembled] = {}
+        self.devices: dict[str, Device] = {}
+        self._add(ONLY, variant, rows)
+        mine = set(trainable(self.built[ONLY].model))
+        for number, other in enumerate(method.everyone()):
+            if not set(trainable(self.server.model(other))) <= mine:
+                self._add(f"other-{number}", other, rows)
+        self.device = self.devices[ONLY]
+        self.shared = _shared(self.device.model, base)
+        self.counter = Counter(memory=True, known=[*base.parameters(), *base.buffers()])
+        for tensor in (*self.device.model.parameters(), *self.device.model.buffers(), *self.device.initial.values()):
+            self.counter.hold(tensor)
+        self.own = self.counter.live
+        self.message = 0
+        self.server.variants = dict.fromkeys(self.devices, variant)
+        self._state: Any = None
+        self._talks: dict[str, Talk] = {}
+
+    @property
+    def peak(self) -> int:
+        return self.counter.peak
+
+    def _add(self, name: str, variant: Method, rows: Rows) -> None:
+        server = self.server
+        built = self.built[name] = assemble(variant, server.base(), "trace")
+        self.devices[name] = Device(
+            name, built.model, built.initial, rows, server.task, NullMeter(), public=server.public, seed=("trace",)
+        )
+
+    def fill(self, number: int, counts: Counts) -> None:
+        """A round of all devices, after which the server's state is as it will be for most of the stage."""
+        self._round(number, counts, tuple(self.devices), 1)
+
+    def round(self, number: int, counts: Counts, pieces: int | None = None) -> Figures:
+        """A round of the one device; ``counts`` are its numbers of repetitions, ``pieces`` its micro-batches a step."""
+        return self._round(number, counts, (ONLY,), pieces)
+
+    def _round(self, number: int, counts: Counts, cohort: tuple[str, ...], pieces: int | None) -> Figures:
+        server = self.server
+        method = server.method = repeated(self.method, counts)
+        others = dict(zip((name for name in self.devices if name != ONLY), self._others(), strict=True))
+        server.variants = {n: repeated(others.get(n, self.variant), counts) for n in self.devices}
+        server.cohort, server.round = cohort, number
+        if self.shapes is not None:
+            self.shapes.pieces = pieces
+            self.shapes.micro_batch = getattr(self.variant.working(number), "micro_batch", None)
+        if self._state is None:
+            self._state = method.init(server)
+        before, figures = self.counter.work, Figures()
+        turns = method.round(server, self._state)
+        try:
+            ask = next(turns)
+            while True:
+                replies, turn = self._turn(ask)
+                figures += turn
+                ask = turns.send(replies)
+        except StopIteration as stop:
+            self._state = stop.value
+        return figures + Figures(self.counter.work - before)
+
+    def _others(self) -> Sequence[Method]:
+        return [m for n, m in enumerate(self.method.everyone()) if f"other-{n}" in self.devices]
+
+    def _turn(self, ask: Ask) -> tuple[Replies, Figures]:
+        answers: dict[str, Payload] = {}
+        figures = Figures()
+        for name, sent in ask.to.items():
+            if name != ONLY:
+                answers[name] = self._answer(name, sent)
+                continue
+            answers[name] = self._counted(sent)
+            down, up = (payload.nbytes + payload.header_bytes for payload in (sent, answers[name]))
+            self.message = max(self.message, down, up)
+            figures = Figures(Work(), up, down, 1)
+        return Replies(answers, dict.fromkeys(answers, self.server.round), {}), figures
+
+    def _counted(self, sent: Payload) -> Payload:
+        """One turn of the device, with the message that it was sent held in its memory meanwhile."""
+        for tree in sent.parts.values():
+            for tensor in tree.values():
+                self.counter.hold(tensor)
+        with self.counter:
+            answer = self._answer(ONLY, sent)
+        self.counter.bump(answer.nbytes)  # the packed answer lies beside the tensors that it is made of
+        return answer
+
+    def _answer(self, name: str, sent: Payload) -> Payload:
+        try:
+            if name in self._talks:
+                return self._talks[name].send(sent)
+            self.built[name].reset()
+            self.devices[name].round = self.server.round
+            started = self.server.variants[name].client(self.devices[name], sent)
+            if isinstance(started, Payload):
+                return started
+            self._talks[name] = started
+            return next(started)
+        except StopIteration as stop:
+            self._talks.pop(name, None)
+            answer: Payload = stop.value
+            return answer
+
+
+class _Server:
+    """The server of a rehearsal."""
+
+    def __init__(self, method: Method, base: nn.Module, setting: Setting, fake: bool):
+        self.method = method
+        self.cohort: tuple[str, ...] = (ONLY,)
+        self.variants: Mapping[str, Method] = {}
+        self.waiting: frozenset[str] = frozenset()
+        self.round = 0
+        self.task = setting.task
+        self.optimizer = setting.optimizer
+        self.public: Rows | None = setting.public
+        if setting.public is not None and fake:
+            self.public = ShapedRows(setting.public)
+        self.meter: Meter = NullMeter()
+        self._base = base
+
+    def base(self) -> nn.Module:
+        return self._base
+
+    def copy(self) -> nn.Module:
+        return duplicate(self._base)
+
+    def model(self, variant: Method | None = None) -> nn.Module:
+        return assemble(variant or self.method, self._base, "trace").model
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+
+class ShapedRows:
+    """Rows of which only the shapes are real.
+
+    pieces: how many micro-batches' worth of each batch is given out (None: all); the batch takes its memory whole.
+    """
+
+    def __init__(self, rows: Rows, size: int | None = None):
+        self._rows = rows
+        self._size = len(rows) if size is None else size
+        self.pieces: int | None = None
+        self.micro_batch: int | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
+        while True:
+            kept = size if self.pieces is None else self.pieces * (self.micro_batch or size)
+            yield {name: column[:kept] for name, column in self._batch(min(size, len(self))).items()}
+
+    def chunks(self, size: int) -> Iterator[Mapping[str, Tensor]]:
+        for start in range(0, len(self), size):
+            yield self._batch(min(size, len(self) - start))
+
+    def take(self, indices: Tensor) -> ShapedRows:
+        return ShapedRows(self._rows, len(indices))
+
+    def spec(self, size: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+        return self._rows.spec(min(size, len(self)))
+
+    def _batch(self, size: int) -> dict[str, Tensor]:
+        return {
+            name: torch.empty((size, *shape[1:]), dtype=dtype) for name, (shape, dtype) in self._rows.spec(size).items()
+        }
+
+
+def faked(model: nn.Module) -> nn.Module:
+    """A model over fake tensors of the same shapes (in a fake mode, in place); what was tied stays tied."""
+    fakes: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in fakes:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            fakes[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+        return fakes[id(tensor)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+    return model
+
+
+def skeleton(base: nn.Module) -> nn.Module:
+    """What ``faked`` may change: the base's modules apart. Real tensors can't be copied once the mode is on."""
+    return share(base)
+
+
+def _shared(model: nn.Module, base: nn.Module) -> int:
+    held = storages(base)
+    found = {tensor.untyped_storage()._cdata: tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in found.items() if address in held)
