@@ -148,6 +148,7 @@ class _Launch:
         self.started = started
         self.checkpoint = Checkpoint.load(folder.file("checkpoints"))
         self.stopping = False
+        self.incarnations: dict[str, int] = {}
         self.nursery: Nursery | None = None
         self.base_file = scratch / "base.safetensors"
         self.final_model: nn.Module | None = None
@@ -317,6 +318,7 @@ class _Launch:
             states,
             run=self.folder.path.name,
             heartbeat=self.spec.emulation.heartbeat,
+            incarnations=self.incarnations,
             revive=self._revive,
         )
 
@@ -420,11 +422,13 @@ class _Launch:
     def _export(self, brief: Brief, model: nn.Module) -> None:
         if brief.stage != "deploy":
             return
-        from fedge.export import export
+        from fedge.export.exits import export_exits, export_model
+        from fedge.models.exits import MultiExit
 
         about = {"run": self.folder.path.name, "federation": self.spec.name, "method": brief.key, "rounds": brief.rounds}
-        exported = export(
-            model,
+        write = export_exits if isinstance(model, MultiExit) else export_model
+        exported = write(
+            model,  # type: ignore[arg-type]
             self.prepared.loaded,
             self.prepared.data.test,
             self.folder.file("export"),

@@ -51,7 +51,10 @@ class _Child:
 
 
 class Processes:
-    """Fulfils ``run.engine.Engine``. ``revive`` starts a new zygote at this stage when the present one is gone."""
+    """Fulfils ``run.engine.Engine``. ``revive`` starts a new zygote at this stage when the present one is gone.
+
+    ``incarnations``: how often each device was started in this run, over all stages; an identity is never used twice.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Processes:
         *,
         run: str,
         heartbeat: float,
+        incarnations: dict[str, int],
         revive: Callable[[], Nursery],
     ):
         self._brief = brief
@@ -76,7 +80,7 @@ class Processes:
         self._heartbeat = heartbeat
         self._revive = revive
         self._children: dict[str, _Child] = {}
-        self._incarnations: dict[str, int] = {}
+        self._incarnations = incarnations
         self._events: list[Event] = []
         self._groups: list[Group] = []
 

@@ -7,6 +7,7 @@ work begins. The wall stands at ``baseline + budget − what is shared and never
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from fedge.core.cost import Budget
-from fedge.emulation.malloc import pin_malloc
+from fedge.emulation.malloc import pin_malloc, trim
 from fedge.emulation.process import die_with_parent, pin, set_affinity, set_name
 from fedge.emulation.wall import Group, is_allocation_failure, rejoin
 from fedge.errors import FedgeError, LimitError, MethodError
@@ -112,6 +113,9 @@ class _Worker:
                 "noted": answer.noted,
             }
             self.line.post(Kind.TELL, about, Blob(answer.data))
+            if answer.done:
+                gc.collect()  # what lies in cycles would fill a tight budget in some rounds
+                trim()
         elif delivery.kind is Kind.TELL:
             self.seat.end()
 

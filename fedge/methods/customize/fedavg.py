@@ -40,7 +40,6 @@ class FedAvg(Tuning):
         return [
             self,
             replace(self, micro_batch=small),
-            replace(self, micro_batch=small, checkpointing=True),
             replace(self, micro_batch=small, depth=self.depth / 2),
             replace(self, micro_batch=small, depth=self.depth / 6),
         ]
