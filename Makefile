@@ -1,0 +1,36 @@
+# Each target makes its own virtual environment first, so that on a fresh machine it is the only command.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help quickstart test check slow lint types clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $(READY)
+
+quickstart: $(READY) ## run the quickstart federation
+	$(BIN)/fedge up federations/quickstart.yaml
+
+test: $(READY) ## run the quick tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(READY) ## formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY) ## mypy, strict on the typed rooms
+	$(BIN)/python -m mypy
+
+check: lint types test ## everything that a commit must pass
+
+slow: $(READY) ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
