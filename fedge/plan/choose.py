@@ -112,9 +112,7 @@ def choose(
     refused.update(dict.fromkeys(banned, "failed here before"))
     fitting = [e for e in order if not e.broken] if freely else order
     if not fitting:
-        least = min(order, key=lambda e: e.offer.cost.memory_needed, default=None)
-        need = f"; the leanest needs {format_bytes(least.offer.cost.memory_needed)}" if least else ""
-        return Choice(None, f"nothing on the menu fits {format_bytes(budget.memory)}{need}", refused=refused)
+        return Choice(None, _nothing(order, budget), refused=refused)
     best = fitting[0]
     above = [e for e in order[: order.index(best)] if e.broken]
     if not freely:
@@ -132,6 +130,18 @@ def describe_shortfall(shortfall: Shortfall) -> str:
     """A broken limit in words."""
     show = format_bytes if shortfall.limit == "memory" else format_seconds
     return f"{shortfall.limit}: needs {show(shortfall.need)}, has {show(shortfall.have)}"
+
+
+def _nothing(order: Sequence[Estimate], budget: Budget) -> str:
+    """Why nothing can be chosen, with the least that would do."""
+    if not order:
+        return "everything on the menu has failed here before"
+    held = [e for e in order if e.offer.cost.memory_needed <= budget.memory]
+    if held:  # so time is what it lacks
+        quickest = min(e.seconds for e in held)
+        return f"nothing that fits meets the deadline; the quickest needs {format_seconds(quickest)}"
+    least = min(e.offer.cost.memory_needed for e in order)
+    return f"nothing on the menu fits {format_bytes(budget.memory)}; the leanest needs {format_bytes(least)}"
 
 
 def _needs(e: Estimate) -> str:

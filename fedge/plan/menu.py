@@ -139,12 +139,15 @@ def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
     import fedge.methods.tuning
     import fedge.models.exits
     import fedge.models.lora
+    import fedge.models.names
+    import fedge.models.variant
+    import fedge.plan.rehearsal
     import fedge.plan.trace
 
     modules = {type(m).__module__ for m in (method, variant, *_inner(method), *_inner(variant))}
     sources = [sys.modules[name] for name in sorted(modules)]
     sources += [fedge.core.cost, fedge.core.fit, fedge.meter.work, fedge.methods.tuning, fedge.plan.trace]
-    sources += [fedge.models.lora, fedge.models.exits]
+    sources += [fedge.models.lora, fedge.models.exits, fedge.models.names, fedge.models.variant, fedge.plan.rehearsal]
     about = {
         "versions": [version(name) for name in ("torch", "transformers", "peft")],
         "sources": [sha256(inspect.getsource(module).encode()).hexdigest() for module in sources],

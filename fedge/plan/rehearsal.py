@@ -42,7 +42,7 @@ class Setting:
 class Figures:
     """One round of the device: its work, bytes up and down, and how many times it was asked."""
 
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
     up: int = 0
     down: int = 0
     turns: int = 0
