@@ -56,6 +56,8 @@ class Cost:
     bytes_up: int = 0
     bytes_down: int = 0
     turns: int = 1
+    once_flops: float = 0.0
+    once_traffic: float = 0.0
     depth: int = 0
     trainable: int = 0
     measured: bool = False

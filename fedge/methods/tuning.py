@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from fedge.core.fit import Batch, Loss, fit
 from fedge.core.fold import Coverage
-from fedge.core.method import Device, Method, Replies, Server, State, Talk
+from fedge.core.method import Device, Method, Replies, Rows, Server, State, Talk
 from fedge.core.payload import Payload, Tree
 from fedge.models.anatomy import anatomy
 from fedge.models.names import attach, load, trainable
@@ -64,6 +64,10 @@ class Tuning(Method):
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer is adamw or sgd, not {self.optimizer!r}")
 
+    def among_others(self) -> Tuning:
+        """This method as a member of a cohort whose other members train other tensors of the same function."""
+        return self
+
     def init(self, srv: Server) -> State:
         return {"weights": start_of(srv.model()), "changed": [], "moments": {}}
 
@@ -83,11 +87,11 @@ class Tuning(Method):
         load(model, state["weights"])
         return model
 
-    def train(self, dev: Device, loss: Loss, start: Tree) -> None:
-        """Fit the device's model to its rows with this method's numbers."""
+    def train(self, dev: Device, loss: Loss, start: Tree, rows: Rows | None = None) -> None:
+        """Fit the device's model to its rows (or to what stands for them) with this method's numbers."""
         fitted = fit(
             dev.model,
-            dev.data.batches(self.batch, dev.generator("batches")),
+            (rows or dev.data).batches(self.batch, dev.generator("batches")),
             loss=proximal(loss, start, self.prox) if self.prox else loss,
             optimizer=self.local_optimizer(trainable(dev.model).values()),
             steps=self.steps,

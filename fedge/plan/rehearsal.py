@@ -112,9 +112,12 @@ class Rehearsal:
             name, built.model, built.initial, rows, server.task, NullMeter(), public=server.public, seed=("trace",)
         )
 
-    def fill(self, number: int, counts: Counts) -> None:
-        """A round of all devices, after which the server's state is as it will be for most of the stage."""
-        self._round(number, counts, tuple(self.devices), 1)
+    def fill(self, number: int, counts: Counts) -> Figures:
+        """A round of all devices, after which the server's state is as it will be for most of the stage.
+
+        The figures are those of the one device's first round, with one micro-batch.
+        """
+        return self._round(number, counts, tuple(self.devices), 1)
 
     def round(self, number: int, counts: Counts, pieces: int | None = None) -> Figures:
         """A round of the one device; ``counts`` are its numbers of repetitions, ``pieces`` its micro-batches a step."""

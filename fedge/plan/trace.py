@@ -60,6 +60,7 @@ def measure(method: Method, variant: Method, setting: Setting) -> Cost:
 @dataclass
 class _Phase:
     figures: Figures
+    once: Figures
     peak: int
     shared: int
     own: int
@@ -76,7 +77,8 @@ def _extended(rehearsal: Rehearsal, rows: Rows, first: int) -> _Phase:
     pieces = _pieces(working, rows)
     few = PIECES if pieces else None
     now = dict.fromkeys(counts, 1)
-    rehearsal.fill(first, now)
+    begun = rehearsal.fill(first, now)
+    once = begun - rehearsal.round(first, now, 1)
     total = last = rehearsal.round(first, now, few)
     if pieces:
         piece = rehearsal.round(first, now, PIECES + 1) - last
@@ -87,13 +89,14 @@ def _extended(rehearsal: Rehearsal, rows: Rows, first: int) -> _Phase:
             more = rehearsal.round(first, now, few)
             total += (more - last) * (count - 1)
             last = more
-    return _phase(rehearsal, total)
+    return _phase(rehearsal, total, once)
 
 
 def _whole(rehearsal: Rehearsal, first: int) -> _Phase:
     """A phase with every repetition run."""
-    rehearsal.fill(first, dict.fromkeys(REPEATS, 1))
-    return _phase(rehearsal, rehearsal.round(first, {}))
+    ones = dict.fromkeys(REPEATS, 1)
+    once = rehearsal.fill(first, ones) - rehearsal.round(first, ones)
+    return _phase(rehearsal, rehearsal.round(first, {}), once)
 
 
 def _pieces(working: Method, rows: Rows) -> int | None:
@@ -106,10 +109,11 @@ def _pieces(working: Method, rows: Rows) -> int | None:
     return pieces if pieces > PIECES + 1 and batch % micro_batch == 0 else None
 
 
-def _phase(rehearsal: Rehearsal, figures: Figures) -> _Phase:
+def _phase(rehearsal: Rehearsal, figures: Figures, once: Figures) -> _Phase:
     trained = trainable(rehearsal.device.model).values()
     return _Phase(
         figures,
+        once,
         peak=rehearsal.peak,
         shared=rehearsal.shared,
         own=rehearsal.own,
@@ -137,6 +141,9 @@ def _cost(phases: list[_Phase], *, measured: bool = False) -> Cost:
         bytes_up=max(phase.figures.up for phase in phases),
         bytes_down=max(phase.figures.down for phase in phases),
         turns=max(phase.figures.turns for phase in phases),
+        # the server's state is empty before the first round, so that round may also cost less than those after it
+        once_flops=max(0.0, phases[0].once.work.flops),
+        once_traffic=max(0.0, phases[0].once.work.traffic) if phases[0].once.work.flops > 0 else 0.0,
         depth=max(phase.depth for phase in phases),
         trainable=max(phase.trainable for phase in phases),
         measured=measured,

@@ -22,7 +22,7 @@ from fedge.run.ledger import Account
 from fedge.run.prepare import Prepared
 
 #: Rows on which the frozen encoder's baseline is fitted and tested at most; the features take a forward pass each.
-FEATURE_ROWS = (1500, 1000)
+FEATURE_ROWS = (1000, 500)
 
 
 def tested(prepared: Prepared, method: Method, model: nn.Module, rows: int | None) -> Tested:

@@ -37,6 +37,7 @@ class Account:
     bytes_up: int = 0
     bytes_down: int = 0
     rounds: int = 0
+    turns: int = 0
     peak_memory: int = 0
     lost: dict[str, Any] | None = None
     losses: int = 0
@@ -49,7 +50,11 @@ class Account:
         link = link_of(self.budget)
         radio = transfer_seconds(down, link, "down", _draw(*seed, self.name, "down"))
         radio += transfer_seconds(up, link, "up", _draw(*seed, self.name, "up"))
-        compute = compute_seconds(cost.flops, cost.traffic, cost.ops, rates_of(self.budget)) / turns
+        rates = rates_of(self.budget)
+        compute = compute_seconds(cost.flops, cost.traffic, cost.ops, rates) / turns
+        if not self.turns:
+            compute += compute_seconds(cost.once_flops, cost.once_traffic, 0, rates)
+        self.turns += 1
         self.bytes_down += down
         self.bytes_up += up
         self.virtual_s += radio + compute

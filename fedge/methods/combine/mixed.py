@@ -39,6 +39,11 @@ class Mixed(Method):
     )
     linear: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(member.among_others() for member in self.members))
+        if self.member is not None:
+            object.__setattr__(self, "member", self.member.among_others())
+
     def variants(self) -> Sequence[Method]:
         return [replace(self, member=v) for m in self.members for v in m.variants() if isinstance(v, Tuning)]
 
