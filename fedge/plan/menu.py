@@ -62,7 +62,7 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
         members.append(method)
     mixed = Mixed(members=tuple(members))
     keys = [key for (key, _), member in zip(written, members, strict=True) for _ in member.variants()]
-    first = [member for member in members for _ in member.variants()]
+    first = [member for member in mixed.members for _ in member.variants()]
     return mixed, list(zip(keys, first, mixed.variants(), strict=True))
 
 

@@ -10,93 +10,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedge.core.method import Ask, Replies, State
 from fedge.core.payload import Payload
-from fedge.core.rng import seed_for
-from fedge.errors import MethodError
-from fedge.plan.choose import Choice
+from fedge.core.rng import seed_everything, seed_for
+from fedge.errors import FedgeError, MethodError, ProtocolError
 from fedge.run.brief import Brief
+from fedge.run.events import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.ledger import Account
 from fedge.run.server import StageServer
-
-
-@dataclass(frozen=True)
-class Send:
-    """Ask a device: put these bytes before it as this turn of this round."""
-
-    device: str
-    round: int
-    turn: int
-    data: bytearray
-
-
-@dataclass(frozen=True)
-class End:
-    """Tell a device that its conversation is over."""
-
-    device: str
-
-
-@dataclass(frozen=True)
-class Seek:
-    """Have a device pick (again); starts its process when it has none. ``pinned``: keep this offer."""
-
-    device: str
-    banned: tuple[int, ...] = ()
-    pinned: int | None = None
-    stateful: int | None = None
-
-
-Instruction = Send | End | Seek
-
-
-@dataclass(frozen=True)
-class Picked:
-    """A device has picked."""
-
-    device: str
-    choice: Choice
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A device's answer. ``peak``: bytes that it has held at most, None where nothing measures it."""
-
-    device: str
-    round: int
-    turn: int
-    data: bytearray
-    done: bool
-    stateful: bool
-    peak: int | None = None
-    noted: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A device was lost by the emulated world: it went over its memory, broke the protocol, or a fault was asked for."""
-
-    device: str
-    cause: str
-    phase: str | None = None
-    peak: int | None = None
-    cap: int | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Died:
-    """The host lost a device's process; its turn is replayed in a new one."""
-
-    device: str
-    detail: str = ""
-
-
-Event = Picked | Answered | Lost | Died
 
 
 @dataclass
@@ -125,7 +51,14 @@ class Coordinator:
     """
 
     def __init__(
-        self, brief: Brief, server: StageServer, accounts: Sequence[Account], *, slots: int, restart: int, now: float = 0.0
+        self,
+        brief: Brief,
+        server: StageServer,
+        accounts: Sequence[Account],
+        *,
+        slots: int,
+        restart: int,
+        now: float = 0.0,
     ):
         self.brief = brief
         self.server = server
@@ -139,10 +72,12 @@ class Coordinator:
         self.kept: dict[str, Late] = {}
         self.answered: dict[str, dict[str, Any]] = {}
         self._turns: Generator[Ask, Replies, State] | None = None
+        self._turn = 0
         self._ask: Ask | None = None
         self._talks: dict[str, _Talk] = {}
         self._here: dict[str, tuple[float, Payload]] = {}
         self._gone: dict[str, str] = {}
+        self._dropped: dict[str, str] = {}
         self._open: set[str] = set()
         self._queue: deque[str] = deque()
         self._computing: set[str] = set()
@@ -167,24 +102,34 @@ class Coordinator:
 
     def open_stage(self) -> None:
         """Make the server's first state; call it once, when all have picked and nothing is resumed."""
-        self._refresh()
-        self.state = self.brief.method.init(self.server)
+        self.refresh()
+        with blame(self.brief, "init"):
+            seed_everything(*self.brief.seeds, "server", "init")
+            self.state = _state(self.brief.method.init(self.server))
+
+    def refresh(self) -> None:
+        """Tell the server which devices there are, what each picked, and who is still under way."""
+        chosen = {name: a.choice for name, a in self.accounts.items() if a.choice is not None}
+        self.server.variants = {name: self.brief.variants[index] for name, index in chosen.items()}
+        self.server.waiting = frozenset(self.kept)
+        self.server.round = self.round
 
     # -- a round -----------------------------------------------------------------------------------------------------
 
     def open_round(self) -> list[Instruction]:
         """Sample the cohort and put the round's first question."""
-        self._refresh()
+        self.refresh()
         self._round_start = self.now
-        self._talks = {}
-        self.answered = {}
+        self._turn = 0
+        self._talks, self._dropped, self.answered = {}, {}, {}
         cohort = self._sample()
         self.server.cohort = cohort
         self.notes.append(self._note("round", cohort=list(cohort)))
         if not cohort and not self.kept:
             self.notes.append(self._note("skipped", detail="no device is available"))
             return []
-        self._turns = self.brief.method.round(self.server, self.state)
+        with blame(self.brief, "round"):
+            self._turns = self.brief.method.round(self.server, self.state)
         return self._advance(None)
 
     @property
@@ -197,6 +142,8 @@ class Coordinator:
 
     def handle(self, event: Event) -> list[Instruction]:
         """Take in one event. Raises MethodError for what the method's server side raised."""
+        if self.accounts[event.device].out:
+            return []
         if isinstance(event, Picked):
             out = self._picked(event)
         elif isinstance(event, Answered):
@@ -217,8 +164,9 @@ class Coordinator:
         account = self.accounts[event.device]
         self._seeking.discard(event.device)
         choice = event.choice
-        if account.choice == choice.index and choice.index is not None and event.device in self._open:
-            return self._replay(event.device)
+        if account.choice is not None and account.choice == choice.index:
+            # it had picked that before its process was started again; the reason stays the one it had then
+            return self._replay(event.device) if event.device in self._open else []
         account.choice, account.reason, account.runner_up = choice.index, choice.reason, choice.runner_up
         offer = None if choice.index is None else self.brief.menu[choice.index]
         self.notes.append(
@@ -235,51 +183,64 @@ class Coordinator:
             account.out = True
             if account.lost is None:
                 account.lost = {"round": self.round, "cause": "memory", "phase": "plan", "peak": None, "cap": None}
-        self._refresh()
         return []
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
     def _advance(self, replies: Replies | None) -> list[Instruction]:
         assert self._turns is not None
-        try:
-            ask = next(self._turns) if replies is None else self._turns.send(replies)
-        except StopIteration as stop:
-            self.state = stop.value
-            return self._finish()
-        except MethodError:
-            raise
-        except Exception as error:
-            raise MethodError(f"{type(self.brief.method).__name__}.round or update: {error}") from error
+        seed_everything(*self.brief.seeds, self.round, "server", self._turn)
+        self._turn += 1
+        with blame(self.brief, "round" if replies is None else "round or update"):
+            try:
+                ask = next(self._turns) if replies is None else self._turns.send(replies)
+            except StopIteration as stop:
+                self.state = _state(stop.value)
+                return self._finish()
+            questions = self._questions(ask)
         self._ask = ask
-        self._here, self._gone = {}, {}
-        unknown = [device for device in ask.to if device not in self.accounts]
-        if unknown:
-            raise MethodError(f"the method asks '{unknown[0]}', which is not a device of this federation")
-        self._open = set(ask.to)
-        self._queue = deque(sorted(ask.to))
-        for device in sorted(ask.to):
-            talk = self._talks.setdefault(device, _Talk())
-            if talk.done:
+        self._here = {}
+        self._gone = {device: self._dropped[device] for device in questions if device in self._dropped}
+        for device, data in questions.items():
+            if device in self._gone:
+                continue
+            talk = self._talks.get(device)
+            if talk is None or talk.done:
                 talk = self._talks[device] = _Talk()
             talk.start = max(self.now, self.accounts[device].free_at)
-            talk.sent.append(ask.to[device].to_bytes())
+            talk.sent.append(data)
+        self._open = set(questions) - set(self._gone)
+        self._queue = deque(sorted(self._open))
         return self._dispatch() + self._settle()
+
+    def _questions(self, ask: object) -> dict[str, bytearray]:
+        """The bytes of a turn's questions in device order. MethodError for anything but an Ask to known devices."""
+        if not isinstance(ask, Ask) or not isinstance(ask.to, Mapping):
+            raise MethodError(f"it asked by a {type(ask).__name__}, not by an Ask")
+        questions = {}
+        for device in sorted(ask.to):
+            account = self.accounts.get(device)
+            if account is None:
+                raise MethodError(f"it asks '{device}', which is not a device of this federation")
+            if not isinstance(ask.to[device], Payload):
+                raise MethodError(f"it asks '{device}' by a {type(ask.to[device]).__name__}, not by a Payload")
+            questions[device] = ask.to[device].to_bytes()
+            if account.out or account.choice is None:
+                self._dropped.setdefault(device, account.lost["cause"] if account.lost else "host")
+        return questions
 
     def _dispatch(self) -> list[Instruction]:
         out: list[Instruction] = []
+        held: list[str] = []
         while self._queue and len(self._computing) < self.slots:
             device = self._queue.popleft()
-            if device not in self._open:
-                continue
             if device in self._seeking:
-                self._queue.append(device)
-                if all(name in self._seeking for name in self._queue):
-                    break
-                continue
-            self._computing.add(device)
-            talk = self._talks[device]
-            out.append(Send(device, self.round, talk.next_turn, talk.sent[talk.next_turn]))
+                held.append(device)
+            elif device in self._open:
+                self._computing.add(device)
+                talk = self._talks[device]
+                out.append(Send(device, self.round, talk.next_turn, talk.sent[talk.next_turn]))
+        self._queue.extendleft(reversed(held))
         return out
 
     def _answer(self, event: Answered) -> list[Instruction]:
@@ -287,26 +248,29 @@ class Coordinator:
         if event.device not in self._open or talk is None or event.round != self.round or event.turn != talk.next_turn:
             return []
         self._computing.discard(event.device)
-        account = self.accounts[event.device]
         talk.next_turn += 1
         if talk.next_turn < len(talk.sent):  # a replay: this answer was had before
             self._queue.appendleft(event.device)
             return self._dispatch()
-        payload = Payload.from_bytes(event.data)
+        try:
+            payload = Payload.from_bytes(event.data)
+            _finite(payload)
+        except ProtocolError as error:
+            return [End(event.device), *self._lose(Lost(event.device, "protocol", detail=str(error)))]
+        account = self.accounts[event.device]
         assert account.choice is not None
         cost = self.brief.menu[account.choice].cost
         place = (*self.brief.seeds, self.round, talk.next_turn)
-        sent = talk.sent[-1]
-        arrival = account.charge(talk.start, cost, max(cost.turns, 1), len(sent), len(event.data), *place)
+        sent = len(talk.sent[-1])
+        arrival = account.charge(talk.start, cost, max(cost.turns, 1), sent, len(event.data), *place)
         account.peak_memory = max(account.peak_memory, event.peak or 0)
         talk.done = event.done
         if event.done:
             account.rounds += 1
-            if event.stateful:
-                account.stateful = self.round
+            account.stateful = event.stateful
         self._here[event.device] = (arrival, payload)
         self._open.discard(event.device)
-        self._record(event, account, arrival, len(sent))
+        self._record(event, account, arrival, sent)
         return self._dispatch()
 
     def _record(self, event: Answered, account: Account, arrival: float, sent: int) -> None:
@@ -322,24 +286,18 @@ class Coordinator:
             seconds=event.noted.get("seconds", {}),
         )
 
+    # -- losses ------------------------------------------------------------------------------------------------------
+
     def _lose(self, event: Lost) -> list[Instruction]:
         account = self.accounts[event.device]
-        account.losses += 1
-        account.lost = {
-            "round": self.round,
-            "cause": event.cause,
-            "phase": event.phase,
-            "peak": event.peak,
-            "cap": event.cap,
-        }
         chosen = None if account.choice is None else self.brief.menu[account.choice]
         method, variant = (chosen.method, chosen.variant) if chosen else (None, None)
-        self.notes.append(
-            self._note(
-                "lost", device=event.device, **account.lost, method=method, variant=variant, detail=event.detail
-            )
-        )
-        out = self._leave(event.device, event.cause)
+        self._drop(event, method=method, variant=variant, detail=event.detail)
+        self._computing.discard(event.device)
+        if event.device in self._open:
+            self._open.discard(event.device)
+            self._gone[event.device] = event.cause
+        out: list[Instruction] = []
         if event.cause == "memory" and chosen is not None:
             need = chosen.cost.peak_memory
             account.banned |= {offer.index for offer in self.brief.menu if offer.cost.peak_memory >= need}
@@ -349,6 +307,21 @@ class Coordinator:
             account.out = True
             self._seeking.discard(event.device)
         return out + self._dispatch()
+
+    def _drop(self, event: Lost, **details: Any) -> None:
+        """Note a loss; the device takes no further part in this round."""
+        account = self.accounts[event.device]
+        account.losses += 1
+        account.lost = {
+            "round": self.round,
+            "cause": event.cause,
+            "phase": event.phase,
+            "peak": event.peak,
+            "cap": event.cap,
+        }
+        self.notes.append(self._note("lost", device=event.device, **account.lost, **details))
+        self._dropped[event.device] = event.cause
+        self._talks.pop(event.device, None)
 
     def _died(self, event: Died) -> list[Instruction]:
         account = self.accounts[event.device]
@@ -360,7 +333,7 @@ class Coordinator:
         talk = self._talks.get(event.device)
         if talk is not None and not talk.done:
             talk.next_turn = 0
-        return [self._seek(account, pinned=account.choice)]
+        return [self._seek(account, pinned=account.choice), *self._dispatch()]
 
     def _replay(self, device: str) -> list[Instruction]:
         """Begin a device's conversation again from what it had been sent."""
@@ -369,13 +342,7 @@ class Coordinator:
             self._queue.appendleft(device)
         return self._dispatch()
 
-    def _leave(self, device: str, cause: str) -> list[Instruction]:
-        self._computing.discard(device)
-        if device in self._open:
-            self._open.discard(device)
-            self._gone[device] = cause
-        self._talks.pop(device, None)
-        return []
+    # -- the end of a turn -------------------------------------------------------------------------------------------
 
     def _settle(self) -> list[Instruction]:
         """Judge the turn when every answer that will come is there."""
@@ -383,7 +350,7 @@ class Coordinator:
             return []
         ask, self._ask = self._ask, None
         replies, out = self._judge(ask)
-        if len(self._here) + len(self._gone) and len(replies) < self._quorum(len(ask.to)):
+        if ask.to and len(replies) < self._quorum(ask):
             self.notes.append(self._note("abandoned", detail=f"{len(replies)} of {len(ask.to)} answered"))
             self._turns.close()
             return out + self._finish()
@@ -391,39 +358,42 @@ class Coordinator:
 
     def _judge(self, ask: Ask) -> tuple[Replies, list[Instruction]]:
         """Who answered in time, by emulated arrival; moves the clock to the end of the turn."""
-        arrivals = {device: (when, payload, self.round) for device, (when, payload) in self._here.items()}
-        arrivals.update({device: (late.arrival, late.payload, late.asked) for device, late in self.kept.items()})
-        order = sorted(arrivals, key=lambda device: (arrivals[device][0], device))
-        allowed = ask.deadline if ask.deadline is not None else self.brief.deadline
-        end = math.inf if allowed is None else max(self.now, self._round_start + allowed)
+        arrivals = {device: Late(when, payload, self.round) for device, (when, payload) in self._here.items()}
+        if ask.keep:  # what is kept waits for a turn that takes late answers; a newer answer takes its place
+            arrivals = {**self.kept, **arrivals}
+            self.kept = {}
+        order = sorted(arrivals, key=lambda device: (arrivals[device].arrival, device))
+        end = self._end_of(ask)
         want = len(order) if ask.want is None else min(ask.want, len(order))
-        taken = [device for device in order if arrivals[device][0] <= end][:want]
-        if len(taken) >= want and not (self._gone and ask.want is None and allowed is not None):
-            finished = max((arrivals[device][0] for device in taken), default=self.now)
-        else:
-            finished = end if end < math.inf else self.now
+        taken = [device for device in order if arrivals[device].arrival <= end][:want]
+        awaited = len(order) + len(self._gone)
+        if len(taken) >= (awaited if ask.want is None else min(ask.want, awaited)) or end == math.inf:
+            finished = max((arrivals[device].arrival for device in taken), default=self.now)
+        else:  # the server can't know that nobody else will come, so it waits until the deadline
+            finished = end
         self.now = max(self.now, finished)
         out: list[Instruction] = []
         lost = dict(self._gone)
         for device in order:
             if device in taken:
-                self.kept.pop(device, None)
-            elif ask.keep:
-                when, payload, asked = arrivals[device]
-                self.kept[device] = Late(when, payload, asked)
+                continue
+            if ask.keep:
+                self.kept[device] = arrivals[device]
             else:
                 lost[device] = "deadline"
-                self._miss(device)
-                out.append(End(device))
-        answers = {device: arrivals[device][1] for device in taken}
-        return Replies(answers, {device: arrivals[device][2] for device in taken}, lost), out
+                talk = self._talks.get(device)
+                if talk is not None and not talk.done:
+                    out.append(End(device))
+                self._drop(Lost(device, "deadline"), arrival=arrivals[device].arrival)
+        answers = {device: arrivals[device].payload for device in taken}
+        return Replies(answers, {device: arrivals[device].asked for device in taken}, lost), out
 
-    def _miss(self, device: str) -> None:
-        account = self.accounts[device]
-        account.losses += 1
-        account.lost = {"round": self.round, "cause": "deadline", "phase": None, "peak": None, "cap": None}
-        self.notes.append(self._note("lost", device=device, **account.lost, arrival=account.free_at))
-        self._talks.pop(device, None)
+    def _end_of(self, ask: Ask) -> float:
+        """When answers begin to be late: by the turn's deadline from now, by the round's from the round's start."""
+        end = math.inf if self.brief.deadline is None else self._round_start + self.brief.deadline
+        if ask.deadline is not None:
+            end = min(end, self.now + ask.deadline)
+        return max(self.now, end)
 
     def _finish(self) -> list[Instruction]:
         """End what conversations are left open; the round is over."""
@@ -433,9 +403,11 @@ class Coordinator:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _quorum(self, asked: int) -> int:
-        share = self.brief.quorum
-        return math.ceil(share * asked) if 0 < share < 1 else min(int(share), asked) if share >= 1 else 0
+    def _quorum(self, ask: Ask) -> int:
+        """How many answers make a turn count; never more than the method itself waits for."""
+        share, asked = self.brief.quorum, len(ask.to)
+        needed = math.ceil(share * asked - 1e-9) if share < 1 else min(int(share), asked)
+        return needed if ask.want is None else min(needed, ask.want)
 
     def _sample(self) -> tuple[str, ...]:
         """This round's cohort: drawn among the devices that are available now, in device order."""
@@ -454,11 +426,33 @@ class Coordinator:
             here = sorted(here, key=lambda n: seed_for(*self.brief.seeds, self.round, n, "cohort"))[: self.brief.cohort]
         return tuple(sorted(here))
 
-    def _refresh(self) -> None:
-        chosen = {name: a.choice for name, a in self.accounts.items() if a.choice is not None}
-        self.server.variants = {name: self.brief.variants[index] for name, index in chosen.items()}
-        self.server.waiting = frozenset(self.kept)
-        self.server.round = self.round
-
     def _note(self, event: str, **details: Any) -> dict[str, Any]:
-        return {"event": event, "stage": self.brief.stage, "round": self.round, "virtual_s": self.now, **details}
+        # events within a round carry its start, so that the order in which they are heard of leaves no trace
+        return {"event": event, "stage": self.brief.stage, "round": self.round, "virtual_s": self._round_start, **details}
+
+
+@contextmanager
+def blame(brief: Brief, part: str) -> Iterator[None]:
+    """Turn what a method's server side raises into a MethodError that names the method and the function."""
+    try:
+        yield
+    except MethodError as error:
+        raise MethodError(f"method '{brief.key}', {part}: {error.message}", hint=error.hint) from error
+    except FedgeError:
+        raise
+    except Exception as error:
+        raise MethodError(f"method '{brief.key}', {part}: {type(error).__name__}: {error}") from error
+
+
+def _state(state: object) -> State:
+    if not isinstance(state, dict):
+        raise MethodError(f"it left a {type(state).__name__} as its state, not a dict")
+    return state
+
+
+def _finite(payload: Payload) -> None:
+    """Raise ProtocolError, naming the tensor, when an answer holds numbers that would spoil every average."""
+    for role, tree in payload.parts.items():
+        for name, tensor in tree.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ProtocolError(f"its answer's {role} '{name}' holds numbers that are not finite")

@@ -98,7 +98,7 @@ def test_a_trace_is_what_a_real_run_does(key, name):
     assert traced.ops == pytest.approx(real.ops, rel=0.02)
 
 
-@pytest.mark.parametrize("key", cases(set(METHODS) - {"split", "anytime", "lora-slots"}))
+@pytest.mark.parametrize("key", cases(set(METHODS) - {"split", "anytime", "head"}))
 def test_five_steps_are_told_from_two(key):
     method = repeated(METHODS[key], {"steps": 5, "digest": 3})
     where = setting("vit-nano")
@@ -112,7 +112,7 @@ def test_five_steps_are_told_from_two(key):
     assert traced.turns == max(figures.turns for figures in found)
 
 
-@pytest.mark.parametrize(("batch", "micro_batch", "n"), [(16, 1, 20), (16, 4, 20), (10, 4, 20), (16, 4, 9), (8, 8, 20)])
+@pytest.mark.parametrize(("batch", "micro_batch", "n"), [(8, 1, 20), (16, 4, 20), (10, 4, 20), (16, 4, 9)])
 def test_micro_batches_are_told_from_two(batch, micro_batch, n):
     method, where = BitFit(steps=2, depth=0.25, batch=batch, micro_batch=micro_batch), setting("vit-nano", n)
     traced = trace(method, method, where)
@@ -122,7 +122,7 @@ def test_micro_batches_are_told_from_two(batch, micro_batch, n):
     assert traced.ops == pytest.approx(found.work.ops, rel=1e-3)
 
 
-@pytest.mark.parametrize("key", cases(LONG | {"fedavg", "fedavg-checkpointing", "mixed"}))
+@pytest.mark.parametrize("key", cases(set(METHODS) - {"split", "anytime", "head", "bitfit", "lora-slots"}))
 def test_bytes_are_those_that_really_travel(key):
     method, where = METHODS[key], setting("bert-nano")
     cost = trace(method, method, where)
@@ -157,7 +157,7 @@ def test_a_member_downloads_what_the_others_train():
 
 def test_members_count_their_own_steps():
     where = setting("vit-nano")
-    alone = Head(steps=2, batch=4)
+    alone = Head(steps=2, batch=4, cache=False)
     mixed = Mixed(members=(BitFit(steps=9, batch=4), alone), member=alone)
     assert trace(mixed, mixed, where).flops == trace(alone, alone, where).flops
 
