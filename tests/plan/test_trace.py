@@ -101,6 +101,8 @@ def test_a_trace_is_what_a_real_run_does(key, name):
 @pytest.mark.parametrize("key", cases(set(METHODS) - {"split", "anytime", "head"}))
 def test_five_steps_are_told_from_two(key):
     method = repeated(METHODS[key], {"steps": 5, "digest": 3})
+    if key == "head":  # kept features are shuffled anew now and then, which is all the work there is
+        method = replace(method, cache=False)
     where = setting("vit-nano")
     traced = trace(method, method, where)
     found, peak = exact(method, where)
