@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ class Brief:
     """A stage as its processes are told it. ``menu[i]`` says what ``variants[i]`` costs.
 
     freely: devices choose; otherwise they take the richest that has not failed on them. deadline: seconds of emulated
-    time a round, or None. quorum: share (below 1) or count of the asked that must answer.
+    time a round, or None. quorum: share (a float) or count (an int) of the asked that must answer.
     """
 
     seed: int
@@ -41,6 +42,12 @@ class Brief:
     def seeds(self) -> tuple[str | int, ...]:
         """What every random stream of this stage begins with."""
         return (self.seed, "stage", self.index)
+
+    def needed(self, asked: int) -> int:
+        """How many of ``asked`` devices must answer for a turn to count; at least one."""
+        # a whole number counts devices, anything else is a share; 80 % of 5 is 4, though 0.8 * 5 may be a hair above
+        share = isinstance(self.quorum, float)
+        return max(1, math.ceil(self.quorum * asked - 1e-9) if share else min(int(self.quorum), asked))
 
     def to_json(self) -> dict[str, Any]:
         """The brief as JSON, for another process."""

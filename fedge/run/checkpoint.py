@@ -19,19 +19,25 @@ _FILE = "run.checkpoint"
 class Checkpoint:
     """stage: the one under way; round: rounds that are done in it; now: emulated seconds; done: closed stages' records.
 
-    accounts, state and late answers are the coordinator's; incarnations: how often each device was started.
+    open: whether the stage has begun, and ``began`` when in emulated time. accounts, state and kept (late answers) are
+    the coordinator's. metrics_size: bytes of ``metrics.jsonl`` that belong to what is done. wall_s: seconds spent so
+    far. model_sha256, exports: what the last stage left.
     """
 
     stage: int = 0
     round: int = 0
     now: float = 0.0
     open: bool = False
+    began: float = 0.0
     state: dict[str, Any] = field(default_factory=dict)
     accounts: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     done: list[dict[str, Any]] = field(default_factory=list)
-    devices: dict[str, Any] = field(default_factory=dict)
+    metrics_size: int = 0
     wall_s: float = 0.0
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    model_sha256: str | None = None
+    exports: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write it as the run's checkpoint."""
@@ -58,10 +64,15 @@ class Checkpoint:
         for name, plain in self.accounts.items():
             coordinator.accounts[name].take(plain)
         coordinator.kept = {
-            device: Late(late["arrival"], Payload.from_bytes(bytearray(late["payload"].numpy().tobytes())), late["asked"])
+            device: Late(late["arrival"], _payload(late["payload"]), late["asked"])
             for device, late in self.kept.items()
         }
+        coordinator.refresh()
 
 
 def _bytes(payload: Payload) -> torch.Tensor:
     return torch.frombuffer(payload.to_bytes(), dtype=torch.uint8)
+
+
+def _payload(data: torch.Tensor) -> Payload:
+    return Payload.from_bytes(bytearray(data.numpy().tobytes()))

@@ -274,7 +274,8 @@ class Coordinator:
         return self._dispatch()
 
     def _record(self, event: Answered, account: Account, arrival: float, sent: int) -> None:
-        seen = self.answered.setdefault(event.device, {"bytes_up": 0, "bytes_down": 0})
+        began = self._talks[event.device].start
+        seen = self.answered.setdefault(event.device, {"began": began, "bytes_up": 0, "bytes_down": 0})
         seen["bytes_up"] += len(event.data)
         seen["bytes_down"] += sent
         seen.update(
@@ -405,8 +406,7 @@ class Coordinator:
 
     def _quorum(self, ask: Ask) -> int:
         """How many answers make a turn count; never more than the method itself waits for."""
-        share, asked = self.brief.quorum, len(ask.to)
-        needed = math.ceil(share * asked - 1e-9) if share < 1 else min(int(share), asked)
+        needed = self.brief.needed(len(ask.to))
         return needed if ask.want is None else min(needed, ask.want)
 
     def _sample(self) -> tuple[str, ...]:
@@ -428,7 +428,8 @@ class Coordinator:
 
     def _note(self, event: str, **details: Any) -> dict[str, Any]:
         # events within a round carry its start, so that the order in which they are heard of leaves no trace
-        return {"event": event, "stage": self.brief.stage, "round": self.round, "virtual_s": self._round_start, **details}
+        place = {"stage": self.brief.stage, "round": self.round, "virtual_s": self._round_start}
+        return {"event": event, **place, **details}
 
 
 @contextmanager

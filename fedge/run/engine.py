@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from fedge.errors import InfeasibleError, Interrupted
-from fedge.run.coordinator import Coordinator, Event, Instruction
+from fedge.errors import FedgeError, InfeasibleError, Interrupted
+from fedge.run.coordinator import Coordinator
+from fedge.run.events import Event, Instruction
 
 
 class Engine(Protocol):
@@ -38,7 +39,7 @@ def run_stage(
 
     fresh: begin with the method's first state (else the coordinator was restored). after_round: evaluate, checkpoint.
     stopping: whether to leave after the present round. tell: called whenever something has happened. Raises
-    InfeasibleError when nobody can take part, Interrupted when asked to stop.
+    InfeasibleError when memory leaves too few devices, FedgeError when other losses do, Interrupted when asked to stop.
     """
     brief = coordinator.brief
 
@@ -51,27 +52,33 @@ def run_stage(
                     engine.do(instruction)
             tell()
 
+    if coordinator.round == brief.rounds:
+        return
     settle(coordinator.seek_all(), lambda: coordinator.settled)
-    _require(coordinator, "can afford anything that the stage offers")
     if fresh:
+        _require(coordinator)
         coordinator.open_stage()
     while coordinator.round < brief.rounds:
+        _require(coordinator)
         if stopping():
             raise Interrupted("interrupted", hint="the checkpoint is kept")
         settle(coordinator.open_round(), lambda: not coordinator.round_open and coordinator.settled)
         coordinator.close_round()
         after_round()
-        _require(coordinator, "is left")
 
 
-def _require(coordinator: Coordinator, what: str) -> None:
-    ready, share = len(coordinator.ready), coordinator.brief.quorum
-    needed = max(1, int(share) if share >= 1 else 1)
-    if ready < needed:
-        reasons = "; ".join(
-            f"{name}: {account.reason}" for name, account in list(coordinator.accounts.items())[:4] if account.out
-        )
-        raise InfeasibleError(
-            f"stage '{coordinator.brief.stage}': only {ready} of {len(coordinator.accounts)} devices {what}",
-            hint=reasons or "see events.jsonl",
-        )
+def _require(coordinator: Coordinator) -> None:
+    """Raise when too few devices are left: InfeasibleError if memory was too short, else FedgeError."""
+    brief, accounts = coordinator.brief, coordinator.accounts
+    ready = len(coordinator.ready)
+    if ready >= (max(1, brief.quorum) if isinstance(brief.quorum, int) else 1):
+        return
+    gone = [account for account in accounts.values() if account.out]
+    causes = {account.lost["cause"] for account in gone if account.lost is not None}
+    short = causes <= {"memory"}
+    why = "; ".join(f"{a.name}: {a.reason if short or not a.lost else 'lost, ' + a.lost['cause']}" for a in gone[:4])
+    kind = InfeasibleError if short else FedgeError
+    raise kind(
+        f"stage '{brief.stage}', round {coordinator.round}: {ready} of {len(accounts)} devices can take part",
+        hint=why or "see events.jsonl",
+    )

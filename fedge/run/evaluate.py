@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from fedge.core.method import Rows
 from fedge.core.task import Score, Task
 
+#: Rows in a forward pass.
+BATCH = 64
+
 Predict = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
 
@@ -37,13 +40,13 @@ def all_cores() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def test(model: nn.Module, rows: Rows, task: Task, predict: Predict, size: int = 64) -> Tested:
+def test(model: nn.Module, rows: Rows, task: Task, predict: Predict) -> Tested:
     """Run the model over ``rows`` and judge it."""
     model.eval()
     score = Score()
     correct: list[np.ndarray] = []
     with all_cores():
-        for batch in rows.chunks(size):
+        for batch in rows.chunks(BATCH):
             predicted = score.add(task, predict(model, task.inputs(batch)), batch["labels"])
             if not task.generative:
                 correct.append((predicted == batch["labels"]).numpy())
@@ -58,9 +61,7 @@ def share_of(rows: Rows, count: int | None, seed: int) -> Rows:
     return rows.take(order[:count].sort().values)
 
 
-def by_device(
-    correct: np.ndarray, labels: np.ndarray, mixes: Mapping[str, np.ndarray]
-) -> dict[str, float]:
+def by_device(correct: np.ndarray, labels: np.ndarray, mixes: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Each device's accuracy: the test rows reweighted so that their labels have the device's mix."""
     classes = len(next(iter(mixes.values()), np.zeros(0)))
     hits = np.bincount(labels, weights=correct, minlength=classes)

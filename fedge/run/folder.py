@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import tempfile
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedge.errors import MissingError
+from fedge.errors import FedgeError, MissingError
 
 
 class RunFolder:
@@ -35,8 +37,9 @@ class RunFolder:
                 raise MissingError(
                     f"the run folder {path} can't be made: {error.strerror}", hint="--runs DIR chooses another place"
                 ) from error
-            for part in ("checkpoints", "devices"):
-                (path / part).mkdir()
+            with _writing(path):
+                for part in ("checkpoints", "devices"):
+                    (path / part).mkdir()
             return cls(path)
         raise MissingError(f"no name is left for a run in {parent}")
 
@@ -58,19 +61,32 @@ class RunFolder:
         write_whole(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+        self.write(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text())
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add a line to a ``.jsonl`` file in one system call, so that a line is whole or absent."""
-        line = json.dumps(record, allow_nan=False, default=_plain) + "\n"
-        handle = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        data = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        with _writing(self.path / name):
+            handle = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                if os.write(handle, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(handle)
+
+    def size(self, name: str) -> int:
+        """Bytes in a file, 0 when it isn't there."""
+        path = self.path / name
+        return path.stat().st_size if path.exists() else 0
+
+    def cut(self, name: str, size: int) -> None:
+        """Shorten a ``.jsonl`` file to what it held at a checkpoint."""
+        if self.size(name) > size:
+            with _writing(self.path / name):
+                os.truncate(self.path / name, size)
 
     def read_lines(self, name: str) -> Iterator[dict[str, Any]]:
         """The records of a ``.jsonl`` file; a last line that was cut short is left out."""
@@ -83,47 +99,49 @@ class RunFolder:
                     return
 
 
-def write_whole(path: Path, text: str | bytes) -> None:
-    """Write a file so that at every moment it is absent, the old one, or the whole new one."""
+def write_whole(path: Path, text: str | bytes | bytearray) -> None:
+    """Write a file so that at every moment it is absent, the old one, or the whole new one.
+
+    Raises FedgeError, naming the file, when the disk is full or the place can't be written to.
+    """
     data = text.encode() if isinstance(text, str) else text
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with _writing(path):
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            os.chmod(beside, 0o644)
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place when the block ends well."""
-    import shutil
-
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+def _writing(path: Path) -> Iterator[None]:
     try:
-        yield beside
-        os.chmod(beside, 0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise  # a device at its memory wall, not a matter of the disk
+        raise FedgeError(f"{path} can't be written: {error.strerror or error}") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON holds it; a number that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
     if hasattr(value, "item"):
-        return value.item()
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def slug(text: str) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from fedge.core.cost import Budget
 from fedge.core.method import Rows
+from fedge.errors import FedgeError
 from fedge.meter.spans import SpanMeter
 from fedge.run.brief import Brief
-from fedge.run.coordinator import Answered, End, Event, Instruction, Picked, Seek
+from fedge.run.events import Answered, End, Event, Instruction, Lost, Picked, Seek
 from fedge.run.seat import Ground, Seat
 
 
@@ -49,9 +50,14 @@ class Inline:
             self._seats[device].end()
         else:
             seat = self._seats[device]
+            peak = self._peak(seat)
+            if peak > self._budgets[device].memory:
+                lost = Lost(
+                    device, "memory", None, peak, self._budgets[device].memory, "by the plan: inline has no walls"
+                )
+                self._events.append(lost)
+                return
             answer = seat.answer(instruction.round, instruction.turn, instruction.data)
-            choice = seat.variant
-            peak = self._brief.menu[self._brief.variants.index(choice)].cost.peak_memory if choice else None
             self._events.append(
                 Answered(
                     device,
@@ -65,7 +71,13 @@ class Inline:
                 )
             )
 
+    def _peak(self, seat: Seat) -> int:
+        assert seat.variant is not None
+        return self._brief.menu[self._brief.variants.index(seat.variant)].cost.peak_memory
+
     def wait(self) -> list[Event]:
+        if not self._events:
+            raise FedgeError("nobody has anything to do, and the round is not over")
         events, self._events = self._events, []
         return events
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedge.plan import table
 from fedge.run.brief import budget_of
-from fedge.run.launcher import Options, up
+from fedge.run.launcher import USUAL, Options, up
 from fedge.run.prepare import briefs, prepare
 from fedge.spec import load_federation
 
@@ -28,13 +28,19 @@ def plan(federation: str | Path, overrides: Sequence[str] = (), say: Say = print
 
 
 def profile(
-    federation: str | Path, overrides: Sequence[str] = (), options: Options = Options(), say: Say = print  # noqa: B008
+    federation: str | Path,
+    overrides: Sequence[str] = (),
+    options: Options = USUAL,
+    say: Say = print,
 ) -> list[dict[str, Any]]:
     """One really run round of every stage, each device in the variant that it picks: measurement beside prediction."""
     spec = load_federation(federation, overrides)
     one_round = [f"stages.{stage.index}.rounds=1" for stage in spec.stages]
     calm = ["evaluate.baselines=false", "evaluate.rows=64"]
-    planned = {(row["stage"], row["device"], row["method"], _key(row["variant"])): row for row in plan(federation, overrides, say)}
+    planned = {
+        (row["stage"], row["device"], row["method"], _key(row["variant"])): row
+        for row in plan(federation, overrides, say)
+    }
     run = up(federation, [*overrides, *one_round, *calm], replace(options, resume=None), say)
     found = []
     for line in run.metrics:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fedge.core.cost import Budget
 from fedge.emulation.wall import Group, Wall
-from fedge.errors import FedgeError, MethodError
+from fedge.errors import FedgeError, LimitError, MethodError
 from fedge.meter.spans import PHASES
 from fedge.plan.choose import Choice
 from fedge.run.brief import Brief
-from fedge.run.coordinator import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
+from fedge.run.events import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.nursery import Nursery
 from fedge.run.worker import held
 from fedge.wire.blobs import Blob
@@ -47,11 +49,11 @@ class _Child:
     shared: int = 0
     failed: dict[str, Any] | None = None
     leaving: bool = False
-    busy: bool = False
 
 
 class Processes:
     """Fulfils ``run.engine.Engine``. ``revive`` starts a new zygote at this stage when the present one is gone.
+    ``opened`` is told of every group before anything is in it.
 
     ``incarnations``: how often each device was started in this run, over all stages; an identity is never used twice.
     """
@@ -69,6 +71,7 @@ class Processes:
         heartbeat: float,
         incarnations: dict[str, int],
         revive: Callable[[], Nursery],
+        opened: Callable[[], None],
     ):
         self._brief = brief
         self._places = places
@@ -79,10 +82,13 @@ class Processes:
         self._run = run
         self._heartbeat = heartbeat
         self._revive = revive
+        self._opened = opened
         self._children: dict[str, _Child] = {}
         self._incarnations = incarnations
         self._events: list[Event] = []
         self._groups: list[Group] = []
+        self._listened = time.monotonic()
+        self._closing = False
 
     # -- instructions ------------------------------------------------------------------------------------------------
 
@@ -92,7 +98,6 @@ class Processes:
         elif isinstance(instruction, Send):
             child = self._children.get(instruction.device)
             if child is not None:
-                child.busy = True
                 child.heard = time.monotonic()
             about = {"round": instruction.round, "turn": instruction.turn}
             self._hub.post(instruction.device, Kind.ASK, about, Blob(instruction.data))
@@ -105,6 +110,7 @@ class Processes:
         self._incarnations[device] = incarnation
         group = self._wall.open(self._run, device, incarnation)
         self._groups.append(group)
+        self._opened()
         self._children[device] = _Child(incarnation, group, seek, heard=time.monotonic())
         place = self._places[device]
         self.nursery.command(
@@ -130,7 +136,7 @@ class Processes:
             self._heard(event)
         for told in self.nursery.read():
             self._told(told)
-        if not self.nursery.alive:
+        if not self.nursery.alive and not self._closing:
             self._orphaned()
         self._check_beats()
         events, self._events = self._events, []
@@ -154,16 +160,29 @@ class Processes:
         elif event.kind is Kind.READY:
             self._events.append(Picked(event.device, _choice(event.header["choice"])))
         elif event.kind is Kind.EVENT:
-            child.baseline, child.shared = int(event.header["baseline"]), int(event.header["shared"])
-            if "device" in child.group.sides:
-                child.group.apply(int(event.header["limit"]))
+            self._wall_up(event, child)
         elif event.kind is Kind.TELL:
             self._answered(event, child)
         elif event.kind is Kind.FAIL:
             child.failed = event.header
 
+    def _wall_up(self, event: Delivery, child: _Child) -> None:
+        """Put up the launcher's side of the wall before the device computes anything."""
+        child.baseline, child.shared = int(event.header["baseline"]), int(event.header["shared"])
+        try:
+            if "launcher" in child.group.sides and self._wall.name != "none":
+                child.group.apply(int(event.header["limit"]))
+        except LimitError as error:
+            if child.group.usage() <= int(event.header["limit"]):
+                raise
+            # what came with the first question is more than the device may hold
+            peak = held(child.group.peak(), child.baseline, child.shared)
+            child.failed = {"kind": "memory", "phase": "download", "peak": peak, "message": error.message}
+            self._kill(child)
+            return
+        self._hub.post(event.device, Kind.EVENT, {"walled": True})
+
     def _answered(self, event: Delivery, child: _Child) -> None:
-        child.busy = False
         header = event.header
         assert event.blob is not None
         self._events.append(
@@ -173,7 +192,7 @@ class Processes:
                 int(header["turn"]),
                 event.blob,
                 bool(header["done"]),
-                bool(header["stateful"]),
+                None if header["stateful"] is None else int(header["stateful"]),
                 int(header["peak"]),
                 dict(header["noted"]),
             )
@@ -191,7 +210,15 @@ class Processes:
             child.pid = told["pid"]
             child.group.adopt(told["pid"])
         else:
+            self._last_words(child, told["status"])
             self._ended(told["device"], child, told["status"], PHASES[told["phase"]])
+
+    def _last_words(self, child: _Child, status: int) -> None:
+        """Hear what a device said before it ended of itself: its end may be known before its words are here."""
+        end = time.monotonic() + 2.0
+        while child.failed is None and os.WIFEXITED(status) and os.WEXITSTATUS(status) and time.monotonic() < end:
+            for event in self._hub.receive(0.05):
+                self._heard(event)
 
     def _ended(self, device: str, child: _Child, status: int, phase: str) -> None:
         del self._children[device]
@@ -206,8 +233,9 @@ class Processes:
             self._events.append(
                 Lost(device, "memory", failed["phase"], int(failed["peak"]), cap, str(failed["message"]))
             )
-        elif child.failed is not None and child.failed["kind"] == "method":
-            raise MethodError(str(child.failed["message"]), hint=f"see {self._places[device].log}")
+        elif child.failed is not None and child.failed["kind"] == "error":
+            kind = MethodError if child.failed["method"] else FedgeError
+            raise kind(str(child.failed["message"]), hint=f"see {self._places[device].log}")
         else:
             said = f": {child.failed['message']}" if child.failed else ""
             self._events.append(Died(device, _ending(status) + said))
@@ -225,23 +253,24 @@ class Processes:
         self.nursery = self._revive()
 
     def _check_beats(self) -> None:
-        silent = time.monotonic() - self._heartbeat
+        """Kill devices that have been silent for too long. While nobody listened here, nobody was silent."""
+        now = time.monotonic()
+        away, self._listened = now - self._listened, now
         for child in self._children.values():
-            if child.pid is not None and child.heard < silent:
+            if away > 1.0:
+                child.heard = max(child.heard, now - self._heartbeat / 2)
+            if child.pid is not None and child.heard < now - self._heartbeat:
                 self._kill(child)
-                child.heard = time.monotonic()
+                child.heard = now
 
     def _kill(self, child: _Child) -> None:
-        import os
-
         if child.pid is not None:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def close(self) -> None:
         """Ask every device to leave, wait a little, and kill those that don't."""
+        self._closing = True
         for device, child in self._children.items():
             child.leaving = True
             self._hub.post(device, Kind.BYE)
@@ -263,8 +292,6 @@ def _choice(told: dict[str, Any]) -> Choice:
 
 
 def _ending(status: int) -> str:
-    import os
-
     if os.WIFSIGNALED(status):
         return f"killed by signal {os.WTERMSIG(status)}"
     return f"ended with code {os.WEXITSTATUS(status)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from fedge.core.method import Device, Method, Rows, State, Talk
 from fedge.core.payload import Payload
 from fedge.core.rng import seed_everything
 from fedge.core.task import Task
+from fedge.emulation.wall import is_allocation_failure
 from fedge.errors import FedgeError, MethodError
 from fedge.meter.spans import SpanMeter
 from fedge.models.variant import Assembled, assemble
 from fedge.plan.choose import Choice, choose
 from fedge.run.brief import Brief
-from fedge.run.states import load_state, save_state
+from fedge.run.states import load_state, save_state, state_file
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,19 @@ class Ground:
 
 @dataclass
 class Answer:
-    """One turn's answer: the payload's bytes, whether the device keeps a state, and what the meter noted."""
+    """One turn's answer: the payload's bytes, the number of the device's saved state, and what the meter noted."""
 
     data: bytearray
     done: bool
-    stateful: bool
+    stateful: int | None
     noted: dict[str, dict[str, float]]
 
 
 class Seat:
-    """One device in one stage. Its state is saved before its last answer of a round leaves it."""
+    """One device in one stage. Its state is saved before the last answer of a conversation leaves it."""
 
     def __init__(
-        self, brief: Brief, ground: Ground, name: str, budget: Budget, rows: Rows, states: Path | None, meter: SpanMeter
+        self, brief: Brief, ground: Ground, name: str, budget: Budget, rows: Rows, states: Path, meter: SpanMeter
     ):
         self.brief = brief
         self.ground = ground
@@ -58,6 +59,7 @@ class Seat:
         self.meter = meter
         self.variant: Method | None = None
         self.state: State = {}
+        self._saved: int | None = None
         self._built: Assembled | None = None
         self._device: Device | None = None
         self._talk: Talk | None = None
@@ -75,48 +77,61 @@ class Seat:
         self._built = None
         return choice
 
-    def restore(self, round: int | None) -> None:
-        """Take up the state that was saved in ``round``; None: start with none."""
-        self.state = {} if round is None or self.states is None else load_state(self._file(round))
+    def restore(self, saved: int | None) -> None:
+        """Take up the state that was saved under a number; None: start with none."""
+        self._saved = saved
+        self.state = {} if saved is None else load_state(self._file(saved))
 
     def answer(self, round: int, turn: int, data: bytes | bytearray) -> Answer:
-        """Take one turn of the conversation of ``round``. Raises MethodError for what the method's code raised."""
+        """Take one turn of the conversation of ``round``.
+
+        Raises MethodError, naming the device, for what the method's code raised; an allocation that was refused
+        comes through as it is.
+        """
         with self.meter.span("download"):
             payload = Payload.from_bytes(data)
         try:
             reply, done = self._turn(round, turn, payload)
-        except (FedgeError, MemoryError):
-            raise
-        except RuntimeError:
-            raise  # an allocation that the wall refused comes as one; the caller tells them apart
+            if not isinstance(reply, Payload):
+                raise MethodError(f"it answered by a {type(reply).__name__}, not by a Payload")
+            with self.meter.span("pack"):
+                packed = reply.to_bytes()
         except Exception as error:
-            raise MethodError(f"{self.name}: {type(self.variant).__name__}.client: {error}") from error
-        if done and self.state and self.states is not None:
-            save_state(self.state, self._file(round))
-            self._file(round - 2).unlink(missing_ok=True)
-        with self.meter.span("pack"):
-            packed = reply.to_bytes()
-        return Answer(packed, done, bool(self.state), self.meter.take())
+            if is_allocation_failure(error):
+                raise
+            said = error.message if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"
+            raise MethodError(f"{self.name}: method '{self._key}', client: {said}") from error
+        if done and (self.state or self._saved is not None):
+            # an earlier number stays: a replay or a resume begins from it
+            following = 0 if self._saved is None else self._saved + 1
+            save_state(self.state, self._file(following))
+            self._saved = following
+        return Answer(packed, done, self._saved, self.meter.take())
 
     def end(self) -> None:
-        """Leave the conversation where it is; the next turn 0 starts a new one."""
+        """Leave the conversation where it is; the next turn 0 starts a new one from the state before it."""
+        unfinished = self._talk is not None
         if self._talk is not None:
             self._talk.close()
         self._talk = self._device = None
+        if unfinished:
+            self.restore(self._saved)
 
     def _turn(self, round: int, turn: int, payload: Payload) -> tuple[Payload, bool]:
         if turn == 0:
             self.end()
-            self._open(round)
-            assert self.variant is not None and self._device is not None
-            started = self.variant.client(self._device, payload)
-            if isinstance(started, Payload):
+            variant, device = self._open(round)
+            started = variant.client(device, payload)
+            if not isinstance(started, Generator):
                 return self._close(started)
             self._talk = started
-            reply = next(self._talk)
+            try:
+                reply = next(self._talk)
+            except StopIteration as stop:
+                return self._close(stop.value)
         else:
             if self._talk is None:
-                raise MethodError(f"{self.name}: turn {turn} of a conversation that is over")
+                raise MethodError(f"turn {turn} of a conversation that is over")
             self._set_random()
             try:
                 reply = self._talk.send(payload)
@@ -125,9 +140,9 @@ class Seat:
         self._random = (torch.get_rng_state(), random.getstate())
         return reply, False
 
-    def _open(self, round: int) -> None:
+    def _open(self, round: int) -> tuple[Method, Device]:
         if self.variant is None:
-            raise MethodError(f"{self.name} was asked without having picked anything")
+            raise MethodError("asked without having picked anything")
         if self._built is None:
             with self.meter.span("build"):
                 self._built = assemble(self.variant, self.ground.base, *self.brief.seeds)
@@ -147,6 +162,7 @@ class Seat:
             seed=seeds,
         )
         seed_everything(*seeds)
+        return self.variant, self._device
 
     def _close(self, reply: Payload) -> tuple[Payload, bool]:
         assert self._device is not None
@@ -160,6 +176,11 @@ class Seat:
         torch.set_rng_state(self._random[0])
         random.setstate(self._random[1])
 
-    def _file(self, round: int) -> Path:
-        assert self.states is not None
-        return self.states / f"{self.name}.{self.brief.index}.{round}.state"
+    @property
+    def _key(self) -> str:
+        """The picked method as the file names it."""
+        indices = [offer.index for offer in self.brief.menu if self.brief.variants[offer.index] == self.variant]
+        return self.brief.menu[indices[0]].method if indices else self.brief.key
+
+    def _file(self, saved: int) -> Path:
+        return state_file(self.states, self.name, self.brief.index, saved)

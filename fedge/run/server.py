@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from fedge.core.method import Method, Rows
+from fedge.core.method import Meter, Method, Rows
 from fedge.core.rng import generator
 from fedge.core.server import ServerOptimizer
 from fedge.core.task import Task
@@ -29,11 +29,11 @@ class StageServer:
     variants: Mapping[str, Method] = field(default_factory=dict)
     waiting: frozenset[str] = frozenset()
     round: int = 0
-    meter: SpanMeter = field(default_factory=SpanMeter)
+    meter: Meter = field(default_factory=SpanMeter)
+    optimizer: ServerOptimizer = field(init=False)
 
-    @property
-    def optimizer(self) -> ServerOptimizer:
-        return self.brief.optimizer
+    def __post_init__(self) -> None:
+        self.optimizer = self.brief.optimizer
 
     def base(self) -> nn.Module:
         return self.stage_base

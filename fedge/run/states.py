@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def flatten(state: State) -> tuple[Tree, str]:
             return value
         raise MethodError(f"a state holds a {type(value).__name__}; it may hold tensors and JSON values only")
 
-    text = json.dumps(plain(state), allow_nan=False)
+    try:
+        text = json.dumps(plain(state), allow_nan=False)
+    except ValueError as error:
+        raise MethodError("a state holds a number that is not finite") from error
     return tensors, text
 
 
@@ -59,10 +63,31 @@ def revive(tensors: Tree, text: str) -> State:
     return state
 
 
+def state_file(folder: Path, device: str, stage: int, saved: int) -> Path:
+    """Where a device's state of a stage lies, under the number of conversations after the first that it has seen."""
+    return folder / f"{device}.{stage}.{saved}.state"
+
+
+def forget_states(folder: Path, stage: int, needed: Mapping[str, int | None]) -> None:
+    """Delete the states of earlier stages, and of this one those that no device goes on from any more.
+
+    ``needed``: the number from which each device would go on. Later ones are left: they are written again.
+    """
+    for path in folder.glob("*.state"):
+        device, index, saved = path.name.removesuffix(".state").rsplit(".", 2)
+        kept = needed.get(device)
+        if int(index) < stage or (int(index) == stage and kept is not None and int(saved) < kept):
+            path.unlink(missing_ok=True)
+
+
 def save_state(state: State, path: Path) -> None:
     """Write a state whole or not at all."""
     tensors, text = flatten(state)
-    write_whole(path, bytes(pack(tensors, {"state": text})))
+    try:
+        data = pack(tensors, {"state": text})
+    except KeyError as error:
+        raise MethodError(f"a state holds a tensor of {error}, which can't be saved") from error
+    write_whole(path, data)
 
 
 def load_state(path: Path) -> State:

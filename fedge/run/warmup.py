@@ -8,6 +8,7 @@ small on purpose: a larger warm-up leaves blocks behind that later allocations f
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,32 +48,23 @@ def _train(model: nn.Module, batch: dict[str, torch.Tensor], adapters: bool) -> 
 def _vit(hidden: int) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        hidden_size=hidden,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden,
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        num_labels=4,
-    )
-    return ViTForImageClassification(config)
+    return ViTForImageClassification(ViTConfig(**_sizes(hidden), image_size=8, patch_size=2, num_channels=1))
 
 
 def _bert(hidden: int) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=hidden,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=32,
-        num_labels=4,
-    )
-    return BertForSequenceClassification(config)
+    return BertForSequenceClassification(BertConfig(**_sizes(hidden), vocab_size=50, max_position_embeddings=32))
+
+
+def _sizes(hidden: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * hidden,
+        "num_labels": 4,
+    }
 
 
 def _images() -> dict[str, torch.Tensor]:

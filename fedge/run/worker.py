@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
 from mmap import mmap
 from pathlib import Path
@@ -23,7 +24,7 @@ from fedge.core.cost import Budget
 from fedge.emulation.malloc import pin_malloc, trim
 from fedge.emulation.process import die_with_parent, pin, set_affinity, set_name
 from fedge.emulation.wall import Group, is_allocation_failure, rejoin
-from fedge.errors import FedgeError, LimitError, MethodError
+from fedge.errors import FedgeError, MethodError
 from fedge.meter.spans import PHASES, SpanMeter
 from fedge.run.brief import Brief
 from fedge.run.seat import Ground, Seat
@@ -68,6 +69,10 @@ def live(order: dict[str, Any], brief: Brief, ground: Ground, rows: Any, slot: m
         line.close()
 
 
+class _Dismissed(Exception):
+    """The launcher has said goodbye."""
+
+
 class _Worker:
     def __init__(self, seat: Seat, group: Group, line: Line, order: dict[str, Any]):
         self.seat = seat
@@ -76,23 +81,30 @@ class _Worker:
         self.walled = bool(order["walled"])
         self.baseline: int | None = None
         self.shared = 0
+        self.stateful: int | None = None
+        self._deliveries = self._receive()
 
     def serve(self) -> int:
         self.line.post(Kind.HELLO, {"pid": os.getpid()})
+        try:
+            for delivery in self._deliveries:
+                self._take(delivery)
+        except _Dismissed:
+            self.line.post(Kind.BYE)
+        except Exception as error:
+            return self._fail(error)
+        return 0
+
+    def _receive(self) -> Iterator[Delivery]:
         while True:
-            for delivery in self.line.receive():
-                if delivery.kind is Kind.BYE:
-                    self.line.post(Kind.BYE)
-                    return 0
-                try:
-                    self._take(delivery)
-                except Exception as error:
-                    return self._fail(error)
+            yield from self.line.receive()
 
     def _take(self, delivery: Delivery) -> None:
         header = delivery.header
+        if delivery.kind is Kind.BYE:
+            raise _Dismissed
         if delivery.kind is Kind.PREPARE:
-            self.seat.restore(header["stateful"])
+            self.stateful = header["stateful"]
             choice = self.seat.pick(header["banned"], header["pinned"])
             if choice.index is not None:
                 self.shared = self.seat.brief.menu[choice.index].cost.shared
@@ -103,6 +115,7 @@ class _Worker:
             assert delivery.blob is not None
             if self.baseline is None:
                 self._wall_up(len(delivery.blob))
+                self.seat.restore(self.stateful)
             answer = self.seat.answer(header["round"], header["turn"], delivery.blob)
             about = {
                 "round": header["round"],
@@ -126,21 +139,27 @@ class _Worker:
         self.group.reset_peak()
         limit = self.seat.budget.memory - self.shared + self.baseline + UNEXPLAINED
         self.line.post(Kind.EVENT, {"baseline": self.baseline, "limit": limit, "shared": self.shared})
-        if self.walled:
+        if self.walled and "device" in self.group.sides:
             self.group.apply(limit)
+        for told in self._deliveries:  # nothing may be computed before the launcher's side of the wall stands
+            if told.kind is Kind.EVENT:
+                return
+            if told.kind is Kind.BYE:
+                raise _Dismissed
 
     def _peak(self) -> int:
         """The most that the device has held, the shared weights that it would hold included."""
         return held(self.group.peak(), self.baseline or 0, self.shared)
 
     def _fail(self, error: Exception) -> int:
-        memory = is_allocation_failure(error) or (isinstance(error, LimitError) and self.baseline is not None)
-        kind = "memory" if memory else "method" if isinstance(error, MethodError) else "crash"
+        memory = is_allocation_failure(error)
+        kind = "memory" if memory else "error" if isinstance(error, FedgeError) else "crash"
         phase = PHASES[self.seat.meter.slot[0]]
         if kind != "memory":
             traceback.print_exception(error)
         message = str(error) if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"
-        self.line.post(Kind.FAIL, {"kind": kind, "message": message[:4000], "phase": phase, "peak": self._peak()})
+        told = {"kind": kind, "message": message[:4000], "phase": phase, "peak": self._peak()}
+        self.line.post(Kind.FAIL, {**told, "method": isinstance(error, MethodError)})
         return 3 if memory else 1
 
 

@@ -1,0 +1,116 @@
+"""Which limits a run has, and what its launcher leaves on the host should it be killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedge.emulation import process
+from fedge.emulation import wall as walls
+from fedge.errors import FedgeError, LimitError
+from fedge.run.folder import RunFolder
+from fedge.spec.federation import FederationSpec
+
+_FILE = "launcher.json"
+_PREFIX = "fedge-"
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Limits:
+    """The run's memory wall (None inline), the limits by name for its summary, and what could not be had."""
+
+    wall: walls.Wall | None
+    named: dict[str, Any]
+    degraded: list[str] = field(default_factory=list)
+
+
+def limits_of(spec: FederationSpec, *, inline: bool, best_effort: bool) -> Limits:
+    """The limits that the file asks for. Raises LimitError when one can't be had, unless ``best_effort``."""
+    if inline:
+        return Limits(None, {"memory": "planner", "cpu": None, "network": "virtual"}, ["memory: inline has no walls"])
+    degraded = []
+    try:
+        wall = walls.choose(spec.emulation.wall)  # type: ignore[arg-type]
+    except LimitError as error:
+        if not best_effort:
+            raise LimitError(error.message, hint=error.hint or "--best-effort runs without it") from error
+        wall = walls.choose("none")
+        degraded.append(f"memory: {error.message}")
+    if wall.name == "none" and not degraded:
+        if not best_effort:
+            raise LimitError("emulation.wall is none", hint="--best-effort runs without a memory wall")
+        degraded.append("memory: no wall was asked for")
+    return Limits(wall, {"memory": wall.name, "cpu": None, "network": "virtual"}, degraded)
+
+
+@dataclass
+class Footprint:
+    """What a launcher has on the host beside its run folder: in the folder's ``launcher.json`` while it runs."""
+
+    folder: RunFolder
+    scratch: Path
+    hub: Path | None = None
+    groups: str | None = None
+
+    def write(self) -> None:
+        """Record it, with this process's pid and start time."""
+        pid = os.getpid()
+        named = {"scratch": str(self.scratch), "hub": str(self.hub) if self.hub else None, "groups": self.groups}
+        self.folder.write_json(_FILE, {"pid": pid, "started": process.start_time(pid), **named})
+
+    def note_groups(self, wall: walls.Wall) -> None:
+        """Record the folder of the wall's groups as soon as there is one."""
+        paths = wall.paths()
+        if paths and paths[-1] != self.groups:
+            self.groups = paths[-1]
+            self.write()
+
+
+@contextmanager
+def footprint(folder: RunFolder) -> Iterator[Footprint]:
+    """A scratch folder and its record, both gone at the end."""
+    scratch = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}run-"))
+    try:
+        print_ = Footprint(folder, scratch)
+        print_.write()
+        yield print_
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        folder.file(_FILE).unlink(missing_ok=True)
+
+
+def clear(folder: RunFolder, say: Say) -> None:
+    """Clear what a killed launcher of this run left. Raises FedgeError when the launcher still runs."""
+    if not folder.file(_FILE).exists():
+        return
+    left = folder.read_json(_FILE)
+    if process.alive(left["pid"], left["started"]):
+        raise FedgeError(f"{folder.path} is still under way, as process {left['pid']}", hint="interrupt it first")
+    if left["groups"]:
+        top = Path(left["groups"])
+        inner = [str(path) for path in top.iterdir() if path.is_dir()] if top.is_dir() else []
+        busy = walls.sweep([*inner, str(top)])
+        if busy:
+            say(f"not cleared, because processes are left in them: {', '.join(busy)}")
+    for name in ("scratch", "hub"):
+        if left[name]:
+            _remove(Path(left[name]))
+    for beside in (folder.path, folder.file("checkpoints")):
+        for path in beside.glob(".*.*"):  # files that were being written
+            path.unlink(missing_ok=True)
+    folder.file(_FILE).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a temporary folder of fedge's naming, and nothing else whatever the record says."""
+    named = path.name.startswith(_PREFIX) and path.is_absolute() and ".." not in path.parts
+    if named and path.is_dir() and not path.is_symlink() and path.stat().st_uid == os.getuid():
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,171 @@
+"""One stage of a run: its coordinator on an engine, the tests and checkpoint after each round, and its closing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fedge.core.rng import seed_everything
+from fedge.run import figures
+from fedge.run.brief import Brief, budget_of
+from fedge.run.checkpoint import Checkpoint
+from fedge.run.coordinator import Coordinator, blame
+from fedge.run.engine import Engine, run_stage
+from fedge.run.evaluate import Tested
+from fedge.run.folder import RunFolder, plain
+from fedge.run.ledger import Account
+from fedge.run.prepare import Prepared
+from fedge.run.server import StageServer
+from fedge.run.states import forget_states
+from fedge.units import format_bytes
+
+Say = Callable[[str], None]
+
+
+class Stage:
+    """A stage under way, or taken up where ``checkpoint`` says. ``elapsed`` tells the seconds spent on the run."""
+
+    def __init__(
+        self,
+        brief: Brief,
+        base: nn.Module,
+        prepared: Prepared,
+        folder: RunFolder,
+        checkpoint: Checkpoint,
+        *,
+        slots: int,
+        say: Say,
+        elapsed: Callable[[], float],
+    ):
+        self.brief = brief
+        self.prepared = prepared
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.say = say
+        self.elapsed = elapsed
+        self._tested: tuple[nn.Module, Tested] | None = None
+        spec = prepared.spec
+        accounts = [
+            Account(
+                device.name, budget_of(device, brief.deadline), len(prepared.rows[device.name]), device.availability
+            )
+            for device in spec.devices
+        ]
+        server = StageServer(brief, base, prepared.data.task, prepared.data.public)
+        self.coordinator = Coordinator(
+            brief, server, accounts, slots=slots, restart=spec.emulation.restart, now=checkpoint.now
+        )
+        self.fresh = not checkpoint.open
+        if self.fresh:
+            checkpoint.began = checkpoint.now
+        else:
+            checkpoint.put(self.coordinator)
+
+    def run(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        """All rounds that are left; see ``engine.run_stage`` for what it raises."""
+        try:
+            run_stage(
+                self.coordinator,
+                engine,
+                fresh=self.fresh,
+                after_round=self._after_round,
+                stopping=stopping,
+                tell=self._tell,
+            )
+        finally:
+            self._tell()
+
+    def close(self) -> tuple[dict[str, Any], nn.Module]:
+        """The stage's record for the summary, with a line for each device, and the model that it leaves."""
+        brief, accounts = self.brief, self.coordinator.accounts
+        model, result = self._tested or self._test(None)
+        accuracies = figures.per_device(self.prepared, brief.method, model, result.correct)
+        metrics = dict(result.metrics)
+        if accuracies:
+            metrics["worst_device_accuracy"] = min(accuracies.values())
+            metrics["mean_device_accuracy"] = sum(accuracies.values()) / len(accuracies)
+        profiles = {device.name: device.profile for device in self.prepared.spec.devices}
+        record = figures.stage_record(brief, accounts, metrics, self.coordinator.now - self.checkpoint.began)
+        lines = figures.device_records(brief, accounts, profiles, accuracies)
+        for line in lines:
+            self.folder.append("metrics.jsonl", {"round": None, "device": line["name"], **line})
+        found: dict[str, Any] = plain({"stage": record, "devices": lines})
+        return found, model.requires_grad_(False)
+
+    def _after_round(self) -> None:
+        coordinator, brief = self.coordinator, self.brief
+        self._tell()
+        done = coordinator.round
+        record: dict[str, Any] = {"stage": brief.stage, "round": done - 1, "virtual_s": coordinator.now}
+        for _, answered in sorted(coordinator.answered.items()):
+            self.folder.append("metrics.jsonl", {**record, **answered})
+        line = f"{brief.stage} round {done}/{brief.rounds}: {len(coordinator.answered)} answered"
+        evaluate = self.prepared.spec.evaluate
+        if done == brief.rounds or done % evaluate.every == 0:
+            rows = None if done == brief.rounds else evaluate.rows
+            self._tested = self._test(rows)
+            metrics = self._tested[1].metrics
+            self.folder.append("metrics.jsonl", {**record, "device": None, "rows": rows, **metrics})
+            line += f", {figure(metrics)}"
+        self.say(f"{line}, {coordinator.now:.1f} s emulated, {self.elapsed():.0f} s")
+        self._keep()
+
+    def _test(self, rows: int | None) -> tuple[nn.Module, Tested]:
+        brief, coordinator = self.brief, self.coordinator
+        coordinator.refresh()
+        with blame(brief, "final"):
+            seed_everything(*brief.seeds, coordinator.round, "server", "final")
+            model = brief.method.final(coordinator.server, coordinator.state)
+        with blame(brief, "predict"):
+            return model, figures.tested(self.prepared, brief.method, model, rows)
+
+    def _keep(self) -> None:
+        """Write the checkpoint; what only an earlier one needed may go then."""
+        place = self.folder.file("checkpoints")
+        self.checkpoint.note(self.coordinator)
+        self.checkpoint.metrics_size = self.folder.size("metrics.jsonl")
+        self.checkpoint.wall_s = self.elapsed()
+        self.checkpoint.save(place)
+        states = {name: account.stateful for name, account in self.coordinator.accounts.items()}
+        forget_states(place, self.brief.index, states)
+
+    def _tell(self) -> None:
+        notes, self.coordinator.notes = self.coordinator.notes, []
+        for note in notes:
+            self.folder.append("events.jsonl", {"time": time.time(), **note})
+            line = _line(note)
+            if line:
+                self.say(line)
+
+
+def _line(note: dict[str, Any]) -> str | None:
+    """An event as a line of progress; None for those that are only kept."""
+    event = note["event"]
+    who = note.get("device") or f"{note['stage']} round {note['round']}"
+    if event == "lost" and note["cause"] == "memory":
+        peak = "unknown" if note["peak"] is None else format_bytes(note["peak"])
+        return (
+            f"{who} lost: out of memory in {note['phase']} with {note['method']}{_brackets(note['variant'])}, "
+            f"peak {peak}, cap {format_bytes(note['cap'])}"
+        )
+    if event == "lost":
+        return f"{who} lost: {note['cause']} {note.get('detail') or ''}".rstrip()
+    if event == "picked":
+        return f"{who} picks {note['method']}{_brackets(note['variant'])}: {note['reason']}"
+    if event in ("left-out", "died", "abandoned", "skipped"):
+        return f"{who}: {event}: {note.get('reason') or note.get('detail')}"
+    return None
+
+
+def _brackets(variant: dict[str, Any] | None) -> str:
+    return "(" + ", ".join(f"{k}={v}" for k, v in variant.items()) + ")" if variant else ""
+
+
+def figure(metrics: dict[str, Any]) -> str:
+    """The figure by which a model is called good, in words."""
+    if "perplexity" in metrics:
+        return f"perplexity {metrics['perplexity']:.2f}"
+    return f"accuracy {metrics['accuracy']:.4f}" if "accuracy" in metrics else "no figure"
