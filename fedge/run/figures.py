@@ -86,6 +86,16 @@ def model_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def same_body(model: nn.Module, original: nn.Module) -> bool:
+    """Whether all of the original but its head stands unchanged in ``model``."""
+    heads = anatomy(original).head_prefixes
+    here = tensors(model)
+    return all(
+        name.startswith(heads) or (name in here and torch.equal(here[name], tensor))
+        for name, tensor in tensors(original).items()
+    )
+
+
 def stage_record(
     brief: Brief, accounts: Mapping[str, Account], metrics: Mapping[str, float], virtual_s: float
 ) -> dict[str, Any]:

@@ -324,9 +324,9 @@ class _Launch:
         if adapter is None:
             save(model, self.folder.file("model"), loaded)
             return
-        # an adapter fits only the weights that it was trained on; the first stage's are the source's own
-        source = loaded.source if loaded.kind == "hub" and brief.index == 0 else None
-        save_adapter(adapter, self.folder.file("model"), source, loaded)
+        # an adapter fits only the weights that it was trained on: the source's own, unless an earlier stage changed them
+        untouched = loaded.kind == "hub" and figures.same_body(adapter, loaded.model)
+        save_adapter(adapter, self.folder.file("model"), loaded.source if untouched else None, loaded)
 
     def _export(self, brief: Brief, model: nn.Module) -> list[dict[str, Any]]:
         if brief.stage != "deploy":
