@@ -144,12 +144,8 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
         setting = Setting(
             prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer
         )
-        try:
-            menu = menu_of(method, variants, setting, lambda text, s=stage: say(f"plan: {s.stage}: {text}"))  # type: ignore[misc]
-        except FedgeError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(spec.problem(f"stages.{stage.index}.method", error.message, hint=error.hint)) from error
+        told = lambda text, stage=stage: say(f"plan: {stage.stage}: {text}")  # noqa: E731
+        menu = _at(spec, f"stages.{stage.index}.method", lambda m=method, v=variants, s=setting: menu_of(m, v, s, told))
         found.append(
             Brief(
                 seed=spec.seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedge.errors import ConfigError, Problem
 
 STARTER = """\
-# A small federation: eight devices of four kinds learn to read digits. `fedge up` runs it in about a minute.
+# A small federation: eight devices of four kinds learn to read digits. `fedge up` runs it in some two minutes.
 # `fedge config` prints it with every default; `fedge plan` shows what each device can afford.
 name: starter
 seed: 7
@@ -21,16 +21,18 @@ data:
   partition: {dirichlet: 0.5}     # uneven labels, less even the smaller alpha is; or iid, {shards: 2}, {by: column}
 
 devices:                          # `fedge devices` lists profiles and networks
-  zero:  {profile: pi-zero-2w, count: 2, network: wifi4}
+  zero:  {profile: pi-zero-2w, count: 2, network: wifi4, memory: 7MiB}    # memory: what its owner grants
   pi:    {profile: pi-4b-4g, count: 2}
-  phone: {profile: pixel-6, count: 3, network: lte-cat4, memory: 512MiB, availability: 90%}
+  phone: {profile: pixel-6, count: 3, network: lte-cat4, memory: 9MiB, availability: 90%}
   box:   {profile: jetson-orin-nano-8g}
 
 stages:                           # `fedge methods` lists methods, `fedge methods lora` the fields of one
   - train:                        # the whole model, on every device
       method: fedavg
-      rounds: 5
-      lr: 3e-3
+      rounds: 20
+      steps: 10
+      batch: 32
+      lr: 2e-3
   - customize:                    # each device picks the best candidate that its memory, time and network afford
       method: auto
       candidates: [lora, bitfit, head]
@@ -39,7 +41,7 @@ stages:                           # `fedge methods` lists methods, `fedge method
       deadline: 2min
   - deploy:                       # exits after these blocks, so that each device runs as deep as it can
       method: anytime
-      exits: [2, 4, 6]
+      exits: [1, 2, 4]
       rounds: 3
 """
 
