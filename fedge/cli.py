@@ -99,6 +99,7 @@ def up(
     Example: fedge up federations/quickstart.yaml --set stages.customize.rounds=3
     """
     from fedge.report.closing import closing_tables
+    from fedge.report.trace import write_trace
     from fedge.run.launcher import Options, up
 
     overrides = [*(set or ()), *([f"emulation.clock={clock}"] if clock else [])]
@@ -108,6 +109,7 @@ def up(
         raise typer.BadParameter("a resumed run keeps its own settings", param_hint="--set")
     options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
     run = up(federation or "", overrides, options, progress)
+    write_trace(run.folder)
     print_json(run.summary) if as_json else closing_tables(run.summary)
 
 
@@ -157,6 +159,41 @@ def profile(
 
     rows = profile(federation, set or (), Options(runs=runs, slots=slots, best_effort=best_effort), progress)
     print_json({"profile": rows}) if as_json else profile_table(rows)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    open: Annotated[bool, typer.Option("--open/--no-open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write a run's report.html, one page that needs nothing else, and its trace.json for Perfetto.
+
+    Example: fedge report runs/20260131-120000-quickstart --open
+    """
+    from fedge.report.page import write_report
+
+    page = write_report(run)
+    print(page)
+    if open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Folders of runs.")], as_json: Json = False
+) -> None:
+    """Set runs side by side: stages, models, and the settings in which they differ.
+
+    Example: fedge compare runs/20260131-120000-quickstart runs/20260131-130000-quickstart
+    """
+    from fedge.report.compare import compare, compare_tables
+
+    if len({run.resolve() for run in runs}) < 2:
+        raise typer.BadParameter("give two runs or more", param_hint="RUN")
+    found = compare(runs)
+    print_json(found) if as_json else compare_tables(found)
 
 
 def progress(line: str) -> None:

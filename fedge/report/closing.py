@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedge.report.tables import table
+from fedge.report.words import metric, with_variant
 from fedge.units import format_bytes, format_seconds
 
 
@@ -16,7 +17,7 @@ def closing_tables(summary: Mapping[str, Any]) -> None:
             {
                 "stage": stage["stage"],
                 "method": stage["method"],
-                "metric": _metric(stage["metrics"]),
+                "metric": metric(stage["metrics"]),
                 "emulated": format_seconds(stage["virtual_s"]),
                 "up": format_bytes(stage["bytes_up"]),
                 "down": format_bytes(stage["bytes_down"]),
@@ -30,9 +31,13 @@ def closing_tables(summary: Mapping[str, Any]) -> None:
         "stages",
     )
     if summary["devices"]:
-        table([_device(line) for line in summary["devices"]], ["device", "profile", "trains", "peak", "budget", "lost"], "devices, last stage")
+        table(
+            [_device(line) for line in summary["devices"]],
+            ["device", "profile", "trains", "peak", "budget", "lost"],
+            "devices, last stage",
+        )
     if summary["baselines"]:
-        lines = [{**line, "metric": _metric(line)} for line in summary["baselines"]]
+        lines = [{**line, "metric": metric(line)} for line in summary["baselines"]]
         table(lines, {"name": "baseline", "metric": "metric", "detail": "what it is"}, "beside it, on the same split")
     if summary["exports"]:
         lines = [{**line, "size": format_bytes(line["bytes"])} for line in summary["exports"]]
@@ -49,7 +54,7 @@ def plan_table(rows: Sequence[Mapping[str, Any]], *, all_offers: bool) -> None:
         {
             "device": row["device"],
             "stage": row["stage"],
-            "method": _with(row["method"], row["variant"]),
+            "method": with_variant(row["method"], row["variant"]),
             "picked": "yes" if row["chosen"] else "",
             "peak": format_bytes(row["peak_memory"]),
             "budget": format_bytes(row["budget_memory"]),
@@ -76,7 +81,7 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> None:
             {
                 "device": row["device"],
                 "stage": row["stage"],
-                "method": _with(row["method"], row["variant"]),
+                "method": with_variant(row["method"], row["variant"]),
                 "peak": format_bytes(row["measured_peak_memory"]),
                 "predicted": format_bytes(row["peak_memory"]),
                 "off": f"{100 * (row['peak_memory'] / max(1, row['measured_peak_memory']) - 1):+.1f} %",
@@ -99,22 +104,8 @@ def _device(line: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "device": line["name"],
         "profile": line["profile"],
-        "trains": _with(line["method"], line["variant"]) if line["method"] else None,
+        "trains": with_variant(line["method"], line["variant"]) if line["method"] else None,
         "peak": format_bytes(line["peak_memory"]),
         "budget": format_bytes(line["budget_memory"]),
         "lost": f"{lost['cause']} in round {lost['round'] + 1}" if lost else None,
     }
-
-
-def _with(method: str, variant: Mapping[str, Any]) -> str:
-    return f"{method} ({', '.join(f'{k}={_short(v)}' for k, v in variant.items())})" if variant else method
-
-
-def _short(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-def _metric(metrics: Mapping[str, Any]) -> str:
-    if "perplexity" in metrics:
-        return f"perplexity {metrics['perplexity']:.2f}"
-    return f"accuracy {metrics['accuracy']:.4f}" if "accuracy" in metrics else "–"

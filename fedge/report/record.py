@@ -1,0 +1,301 @@
+"""What a run's folder says, put in order: stages, answers, losses, picks, tests. Nothing of it needs to be complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedge.errors import FedgeError, MissingError
+from fedge.spec import load_federation
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One device's round: it worked from ``began`` to ``arrival`` in emulated seconds; late: after the round's end."""
+
+    stage: int
+    round: int
+    device: str
+    began: float
+    arrival: float
+    late: bool
+    said: Json
+
+
+@dataclass(frozen=True)
+class Happening:
+    """A loss, a pick or the like: what ``events.jsonl`` says of one device at one moment."""
+
+    stage: int
+    round: int
+    device: str
+    virtual_s: float
+    said: Json
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the model reached after a round, and the bytes that all devices had moved by then."""
+
+    stage: int
+    round: int
+    virtual_s: float
+    bytes_sent: int
+    metrics: dict[str, float]
+
+
+@dataclass
+class Stage:
+    """A stage as far as it got. rounds: start and end of each that began. closed: its record in ``summary.json``."""
+
+    index: int
+    name: str
+    began: float
+    method: str | None = None
+    planned: int | None = None
+    closed: Json | None = None
+    rounds: dict[int, tuple[float, float]] = field(default_factory=dict)
+    devices: list[Json] = field(default_factory=list)
+
+    @property
+    def ended(self) -> float:
+        """Emulated seconds at the end of its last round."""
+        return max((end for _, end in self.rounds.values()), default=self.began)
+
+    @property
+    def title(self) -> str:
+        """'customize · lora'."""
+        return f"{self.name} · {self.method}" if self.method else self.name
+
+
+class Record:
+    """A run's folder, read. Raises MissingError when it isn't one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not (path / "resolved.yaml").is_file():
+            raise MissingError(f"{path} is not a run's folder: it has no resolved.yaml")
+        self.resolved = _text(path / "resolved.yaml")
+        self.summary = _json(path / "summary.json")
+        self.host = _json(path / "host.json")
+        self.events = _lines(path / "events.jsonl")
+        self.metrics = _lines(path / "metrics.jsonl")
+        self.stages: list[Stage] = []
+        self.answers: list[Answer] = []
+        self.losses: list[Happening] = []
+        self.picks: list[Happening] = []
+        self.tests: list[Tested] = []
+        self._read_events()
+        self._read_metrics()
+        self._read_plan()
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def settings(self) -> Json:
+        """``resolved.yaml``, parsed; empty when it can't be."""
+        try:
+            found = yaml.safe_load(self.resolved)
+        except yaml.YAMLError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.get("name") or self.path.name)
+
+    @property
+    def status(self) -> str:
+        return str(self.summary.get("status") or "unknown")
+
+    @property
+    def when(self) -> datetime | None:
+        """When it began: by its first event, else by its folder's name."""
+        times = [event["time"] for event in self.events if _is_number(event.get("time"))]
+        if times:
+            return datetime.fromtimestamp(min(times), timezone.utc)
+        stamp = re.match(r"\d{8}-\d{6}", self.path.name)
+        try:
+            return datetime.strptime(stamp[0], "%Y%m%d-%H%M%S") if stamp else None
+        except ValueError:
+            return None
+
+    @property
+    def ended(self) -> float:
+        """The last emulated second that anything is known of."""
+        return max((stage.ended for stage in self.stages), default=0.0)
+
+    @cached_property
+    def devices(self) -> list[str]:
+        """Names in the file's order; where the file can't be read any more, those that are mentioned."""
+        mentioned = {str(line["device"]) for line in (*self.events, *self.metrics) if line.get("device")}
+        declared = list(self.budgets)
+        return declared + sorted(mentioned - set(declared))
+
+    @cached_property
+    def budgets(self) -> dict[str, tuple[str | None, int]]:
+        """Each device's profile and the bytes that its file grants."""
+        try:
+            spec = load_federation(self.path / "resolved.yaml")
+        except FedgeError:
+            return {}
+        return {device.name: (device.profile, device.memory) for device in spec.devices}
+
+    def measure(self) -> str | None:
+        """The metric that the run is told by: accuracy where there is one, else perplexity, else loss."""
+        seen = {name for test in self.tests for name in test.metrics}
+        seen |= {name for stage in self.stages for name in (stage.closed or {}).get("metrics", {})}
+        return next((name for name in ("accuracy", "perplexity", "loss") if name in seen), None)
+
+    # -- putting it in order -----------------------------------------------------------------------------------------
+
+    def _read_events(self) -> None:
+        seen: set[tuple[Any, ...]] = set()
+        for event in self.events:
+            stage = self._stage_of(event)
+            if stage is None:
+                continue
+            round, at, device = int(event.get("round") or 0), _number(event.get("virtual_s")), event.get("device")
+            kind = event.get("event")
+            if kind == "round":
+                stage.rounds[round] = (at, at)
+            # a resumed run says again what it had said after its last checkpoint
+            if device is None or (kind != "died" and (key := (stage.index, round, at, device, kind)) in seen):
+                continue
+            if kind != "died":
+                seen.add(key)
+            happening = Happening(stage.index, round, str(device), at, event)
+            if kind == "lost":
+                self.losses.append(happening)
+            elif kind in ("picked", "left-out"):
+                self.picks.append(happening)
+
+    def _stage_of(self, event: Json) -> Stage | None:
+        """The stage that an event belongs to; two stages may have one name, and a resumed run repeats itself."""
+        name, at = event.get("stage"), _number(event.get("virtual_s"))
+        if not isinstance(name, str):
+            return None
+        known = [stage for stage in self.stages if stage.name == name and stage.began <= at]
+        if known and (event.get("round") or at == known[-1].began):
+            return known[-1]
+        self.stages.append(Stage(len(self.stages), name, at))
+        return self.stages[-1]
+
+    def _read_metrics(self) -> None:
+        sent, free = 0, dict[tuple[int, str], float]()
+        current: Stage | None = None
+        for line in self.metrics:
+            if line.get("round") is None:
+                if current is not None and line.get("device"):
+                    current.devices.append(line)
+                continue
+            current = self._stage_at(line) or current
+            if current is None:
+                continue
+            round, end = int(line["round"]), _number(line.get("virtual_s"))
+            start = current.rounds.get(round, (current.ended, end))[0]
+            current.rounds[round] = (start, max(start, end))
+            if line.get("device") is None:
+                figures = {k: float(v) for k, v in line.items() if _is_number(v) and k not in _PLACE}
+                self.tests.append(Tested(current.index, round, end, sent, figures))
+                continue
+            device = str(line["device"])
+            sent += int(_number(line.get("bytes_up")) + _number(line.get("bytes_down")))
+            arrival = _number(line.get("arrival"), end)
+            began = _number(line.get("began"), max(start, free.get((current.index, device), start)))
+            free[current.index, device] = arrival
+            late = arrival > end + 1e-9
+            self.answers.append(Answer(current.index, round, device, min(began, arrival), arrival, late, line))
+
+    def _stage_at(self, line: Json) -> Stage | None:
+        """The stage that ended a round at this line's time; made up where no events were kept."""
+        name, at = line.get("stage"), _number(line.get("virtual_s"))
+        named = [stage for stage in self.stages if stage.name == name]
+        if not named and isinstance(name, str):
+            self.stages.append(Stage(len(self.stages), name, self.ended))
+            return self.stages[-1]
+        return next((stage for stage in reversed(named) if stage.began < at), named[0] if named else None)
+
+    def _read_plan(self) -> None:
+        closed = self.summary.get("stages")
+        given = self.settings.get("stages")
+        for place, stage in enumerate(self.stages):
+            if isinstance(closed, list) and place < len(closed) and isinstance(closed[place], dict):
+                stage.closed = closed[place]
+            if isinstance(given, list) and place < len(given) and isinstance(given[place], Mapping):
+                body = given[place].get(stage.name)
+                if isinstance(body, Mapping):
+                    stage.method = str(body["method"]) if body.get("method") else None
+                    stage.planned = body["rounds"] if isinstance(body.get("rounds"), int) else None
+            if stage.closed:
+                stage.method = stage.closed.get("method") or stage.method
+
+
+_PLACE = ("stage", "round", "virtual_s", "device", "rows", "time")
+
+
+def write_beside(path: Path, text: str) -> Path:
+    """Write a file so that it is the old one or the whole new one. FedgeError, naming it, where that can't be."""
+    try:
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            os.chmod(beside, 0o644)
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FedgeError(f"{path} can't be written: {error.strerror or error}") from error
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise FedgeError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _json(path: Path) -> Json:
+    try:
+        found = json.loads(_text(path) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[Json]:
+    """The records of a ``.jsonl`` file, without those that a kill cut short."""
+    found = []
+    for line in _text(path).splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _number(value: Any, otherwise: float = 0.0) -> float:
+    return float(value) if _is_number(value) else otherwise
