@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,22 +91,17 @@ class Seat:
         """
         with self.meter.span("download"):
             payload = Payload.from_bytes(data)
-        try:
+        with self._blame():
             reply, done = self._turn(round, turn, payload)
             if not isinstance(reply, Payload):
                 raise MethodError(f"it answered by a {type(reply).__name__}, not by a Payload")
             with self.meter.span("pack"):
                 packed = reply.to_bytes()
-        except Exception as error:
-            if is_allocation_failure(error):
-                raise
-            said = error.message if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"
-            raise MethodError(f"{self.name}: method '{self._key}', client: {said}") from error
-        if done and (self.state or self._saved is not None):
-            # an earlier number stays: a replay or a resume begins from it
-            following = 0 if self._saved is None else self._saved + 1
-            save_state(self.state, self._file(following))
-            self._saved = following
+            if done and (self.state or self._saved is not None):
+                # an earlier number stays: a replay or a resume begins from it
+                following = 0 if self._saved is None else self._saved + 1
+                save_state(self.state, self._file(following))
+                self._saved = following
         return Answer(packed, done, self._saved, self.meter.take())
 
     def end(self) -> None:
@@ -175,6 +171,16 @@ class Seat:
         assert self._random is not None
         torch.set_rng_state(self._random[0])
         random.setstate(self._random[1])
+
+    @contextmanager
+    def _blame(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if is_allocation_failure(error) or (isinstance(error, FedgeError) and not isinstance(error, MethodError)):
+                raise
+            said = error.message if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
+            raise MethodError(f"{self.name}: method '{self._key}', client: {said}") from error
 
     @property
     def _key(self) -> str:

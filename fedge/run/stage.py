@@ -91,7 +91,8 @@ class Stage:
         record = figures.stage_record(brief, accounts, metrics, self.coordinator.now - self.checkpoint.began)
         lines = figures.device_records(brief, accounts, profiles, accuracies)
         for line in lines:
-            self.folder.append("metrics.jsonl", {"round": None, "device": line["name"], **line})
+            place = {"stage_index": brief.index, "round": None, "device": line["name"]}
+            self.folder.append("metrics.jsonl", {**place, **line})
         found: dict[str, Any] = plain({"stage": record, "devices": lines})
         return found, model.requires_grad_(False)
 
@@ -99,7 +100,8 @@ class Stage:
         coordinator, brief = self.coordinator, self.brief
         self._tell()
         done = coordinator.round
-        record: dict[str, Any] = {"stage": brief.stage, "round": done - 1, "virtual_s": coordinator.now}
+        place = {"stage": brief.stage, "stage_index": brief.index}
+        record: dict[str, Any] = {**place, "round": done - 1, "virtual_s": coordinator.now}
         for _, answered in sorted(coordinator.answered.items()):
             self.folder.append("metrics.jsonl", {**record, **answered})
         line = f"{brief.stage} round {done}/{brief.rounds}: {len(coordinator.answered)} answered"
