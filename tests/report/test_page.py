@@ -1,0 +1,149 @@
+"""The page: well-formed, self-contained, complete, and nothing in a run can break out of its place."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fedge.report.markup import element, join
+from fedge.report.page import page, write_report
+from fedge.report.record import Record
+from tests.report.made import DEVICES, LOST
+
+VOID = {"meta", "br"}
+HOSTILE = '"><script>alert(1)</script>&amp;<img src=x onerror=y>'
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed where it was opened, and keeps what a test asks for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.words = [], set(), [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        assert len({name for name, _ in attrs}) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def parsed(path):
+    text = page(Record(path))
+    assert not re.search(r"@import|url\(", text)
+    found = Page(text)
+    assert not found.addresses
+    assert not found.tags & {"script", "link", "iframe", "object", "img", "base", "form"}
+    return found
+
+
+def test_a_finished_run(finished):
+    found = parsed(finished)
+    for device in DEVICES:
+        assert device in found.text
+    for cause in LOST.values():
+        assert f"lost: {cause}" in found.text
+    for words in (
+        "3 times a device was lost: 1 by deadline, 1 by host, 1 by memory.",
+        "killed at its memory wall",
+        "over 12 MiB",
+        "the most preferred of 4 fits (9 MiB of 64 MiB)",
+        "zero-00 … zero-05",
+        "logistic regression on raw pixels",
+        "majority 0.1",
+        "export/exit-2/model.onnx",
+        "cpu: affinity can't be set here",
+        "ab" * 32,
+        "seed 7",
+        "- customize: {method: lora, rounds: 5}",
+    ):
+        assert words in found.text, words
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "running", "infeasible"])
+@pytest.mark.parametrize("tests", [True, False])
+def test_a_run_that_is_not_done(again, status, tests):
+    found = parsed(again(status=status, tests=tests))
+    assert status in found.text
+    assert "not finished" in found.text
+    assert ("accuracy over bytes sent" in found.text) == tests
+    if status == "failed":
+        assert "ValueError: <b>no</b> & never" in found.text
+
+
+def test_a_run_that_has_hardly_begun(again):
+    path = again()
+    for name in ("events.jsonl", "metrics.jsonl", "summary.json", "host.json"):
+        (path / name).unlink()
+    assert "zero-00" in parsed(path).text
+
+
+def test_a_test_that_found_nothing_or_one_value(again):
+    path = again(rounds=(1, 1))
+    parsed(path)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "baselines": [], "exports": [], "degraded": []}))
+    found = parsed(path)
+    assert "Everything that was asked for was enforced." in found.text
+    assert "Exports" not in found.words
+
+
+def test_nothing_breaks_out(again):
+    path = again(name=HOSTILE)
+    for name in ("events.jsonl", "metrics.jsonl", "summary.json"):
+        text = (path / name).read_text()
+        for word in ("phone-05", "lora", "killed at its memory wall", "deadline", "always '1'", "exit-2", "cgroup1"):
+            text = text.replace(f'"{word}"', json.dumps(HOSTILE + word))
+        (path / name).write_text(text)
+    found = parsed(path)
+    assert HOSTILE in found.text
+    assert HOSTILE + "phone-05" in found.text
+
+
+def test_many_devices_and_rounds_stay_a_page_one_can_open(tmp_path):
+    path = tmp_path / "big"
+    path.mkdir()
+    (path / "resolved.yaml").write_text("name: big\n")
+    devices = [f"phone-{number:04d}" for number in range(2000)]
+    events = [
+        {"event": "round", "stage": "train", "round": number, "virtual_s": float(number), "cohort": devices[:500]}
+        for number in range(20)
+    ]
+    events += [{"event": "picked", "stage": "train", "round": 0, "virtual_s": 0.0, "device": d} for d in devices]
+    answers = [
+        {"stage": "train", "round": number, "virtual_s": number + 1.0, "device": device, "arrival": number + 0.9}
+        | {"bytes_up": 1, "bytes_down": 1}
+        for number in range(20)
+        for device in devices[:500]
+    ]
+    for name, lines in (("events", events), ("metrics", answers)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "1,936 more devices" in parsed(path).text
+    assert write_report(path).stat().st_size < 2_000_000
+
+
+def test_markup_escapes_what_is_not_markup():
+    inner = element("b", "1 < 2")
+    assert inner == "<b>1 &lt; 2</b>"
+    assert element("p", inner, " & ", [inner, None], class_="a\"'<") == (
+        '<p class="a&quot;&#x27;&lt;"><b>1 &lt; 2</b> &amp; <b>1 &lt; 2</b></p>'
+    )
+    assert join("<", None, False, 0, 1.5) == "&lt;01.5"
+    assert element("meta", charset="utf-8", wrong=None) == '<meta charset="utf-8">'
