@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch import nn
 import fedge
 from fedge.data import store
 from fedge.errors import ConfigError, FedgeError, InfeasibleError, Interrupted
+from fedge.models.adapted import CONFIG_FILE, load_adapted
+from fedge.models.load import load
 from fedge.models.save import pack_state, restore, save, save_adapter
 from fedge.plan.choose import choose
 from fedge.run import figures
@@ -63,11 +65,25 @@ class Run:
         """The records of ``metrics.jsonl``."""
         return list(RunFolder(self.folder).read_lines("metrics.jsonl"))
 
+    def model(self) -> nn.Module:
+        """The model that the run left, adapters merged; a MultiExit model where it has exits."""
+        folder = self.folder / "model"
+        task = self.summary["task"]
+        classes = self.summary["classes"] or None
+        if (folder / CONFIG_FILE).is_file():
+            return load_adapted(folder, task, classes)
+        return load(str(folder), task, classes=classes).model
+
 
 USUAL = Options()
 
 
-def up(federation: str | Path, overrides: Sequence[str] = (), options: Options = USUAL, say: Say = print) -> Run:
+def up(
+    federation: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    options: Options = USUAL,
+    say: Say = print,
+) -> Run:
     """Run a federation to its end.
 
     Raises ConfigError for a wrong file, InfeasibleError when too few devices can take part, LimitError when a wall
@@ -363,6 +379,9 @@ class _Launch:
             "limits": self.limits.named,
             "degraded": self.limits.degraded,
         }
+        if status == "done":
+            summary["task"] = self.prepared.data.task.kind
+            summary["classes"] = 0 if self.prepared.data.task.generative else self.prepared.data.task.classes
         if trouble:
             summary["error"] = trouble
         self.folder.write_json("summary.json", summary)
