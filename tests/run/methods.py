@@ -92,23 +92,23 @@ class Diverges(Alone):
 
 @dataclass(frozen=True, kw_only=True)
 class Struck(Remembers):
-    """In round 1 something happens to the process of phone-01, once: ``how`` says what, ``mark`` is made by it.
+    """In round 1 something happens to the process of phone-01, once: ``how`` says what, ``once`` is made by it.
 
     kill, stop: signals 9 and 19 to the device itself. zygote: signal 9 to its parent. launcher: signal 9 to the
-    process whose pid is in the file ``mark`` + '.launcher'.
+    process whose pid is in the file ``once`` + '.launcher'.
     """
 
     how: str = "kill"
-    mark: str = ""
+    once: str = ""
 
     def client(self, dev: Device, down: Payload) -> Payload:
-        if dev.name == "phone-01" and dev.round == 1 and self.mark and not Path(self.mark).exists():
-            Path(self.mark).touch()
+        if dev.name == "phone-01" and dev.round == 1 and self.once and not Path(self.once).exists():
+            Path(self.once).touch()
             victim = {"zygote": os.getppid(), "launcher": self._launcher()}.get(self.how, os.getpid())
             os.kill(victim, signal.SIGSTOP if self.how == "stop" else signal.SIGKILL)
             time.sleep(30)
         return super().client(dev, down)
 
     def _launcher(self) -> int:
-        path = Path(self.mark + ".launcher")
+        path = Path(self.once + ".launcher")
         return int(path.read_text()) if path.exists() else 0
