@@ -144,5 +144,3 @@ def device_records(
             }
         )
     return lines
-
-

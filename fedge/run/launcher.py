@@ -340,7 +340,7 @@ class _Launch:
         if adapter is None:
             save(model, self.folder.file("model"), loaded)
             return
-        # an adapter fits only the weights that it was trained on: the source's own, unless an earlier stage changed them
+        # an adapter fits the weights that it was trained on: the source's, unless an earlier stage changed them
         untouched = loaded.kind == "hub" and figures.same_body(adapter, loaded.model)
         save_adapter(adapter, self.folder.file("model"), loaded.source if untouched else None, loaded)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def prepare(spec: FederationSpec, say: Say) -> Prepared:
             text=data_spec.text,
             label=data_spec.label,
             image=data_spec.image,
-            client=data_spec.client,
+            client=data_spec.client or _column(spec),
             test=data_spec.test,
             task=model_spec.task,
             rows=data_spec.rows,
@@ -105,21 +104,18 @@ def prepare(spec: FederationSpec, say: Say) -> Prepared:
 def _divided(spec: FederationSpec, raw: Raw, data: Data, loaded: Loaded) -> Prepared:
     names = sorted(device.name for device in spec.devices)
     how = spec.data.partition
-    keys = data.keys if how.kind != "by" or not isinstance(how.value, str) else data.keys
     value = float(how.value) if isinstance(how.value, (int, float)) else None
     parts = _at(
         spec,
         "data.partition",
-        lambda: partition(data.labels, keys, len(names), how.kind, value, spec.seed, len(data.train)),
+        lambda: partition(data.labels, data.keys, len(names), how.kind, value, spec.seed, len(data.train)),
     )
     rows = dict(zip(names, parts, strict=True))
     own_test: dict[str, np.ndarray] = {}
     mixes: dict[str, np.ndarray] = {}
     for name in names:
         if isinstance(spec.data.local_test, float):
-            rows[name], own_test[name] = hold_out(
-                rows[name], data.labels, spec.data.local_test, spec.seed, name
-            )
+            rows[name], own_test[name] = hold_out(rows[name], data.labels, spec.data.local_test, spec.seed, name)
         elif data.labels is not None and not data.task.generative:
             mixes[name] = label_mix(data.labels[rows[name]], data.task.classes)
     return Prepared(spec, raw, data, loaded, rows, own_test, mixes)
@@ -144,8 +140,13 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
         setting = Setting(
             prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer
         )
-        told = lambda text, stage=stage: say(f"plan: {stage.stage}: {text}")  # noqa: E731
-        menu = _at(spec, f"stages.{stage.index}.method", lambda m=method, v=variants, s=setting: menu_of(m, v, s, told))
+        menu = _at(
+            spec,
+            f"stages.{stage.index}.method",
+            lambda m=method, v=variants, at=setting, name=stage.stage: menu_of(
+                m, v, at, lambda text: say(f"plan: {name}: {text}")
+            ),
+        )
         found.append(
             Brief(
                 seed=spec.seed,
@@ -165,6 +166,12 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
             )
         )
     return found
+
+
+def _column(spec: FederationSpec) -> str | None:
+    """The column by which the rows are divided, where the partition names one."""
+    how = spec.data.partition
+    return how.value if how.kind == "by" and isinstance(how.value, str) else None
 
 
 def _image_shape(loaded: Loaded) -> Any:
