@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,13 +141,8 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
         setting = Setting(
             prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer
         )
-        menu = _at(
-            spec,
-            f"stages.{stage.index}.method",
-            lambda m=method, v=variants, at=setting, name=stage.stage: menu_of(
-                m, v, at, lambda text: say(f"plan: {name}: {text}")
-            ),
-        )
+        told = partial(_tell, say, stage.stage)
+        menu = _at(spec, f"stages.{stage.index}.method", partial(menu_of, method, variants, setting, told))
         found.append(
             Brief(
                 seed=spec.seed,
@@ -166,6 +162,10 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
             )
         )
     return found
+
+
+def _tell(say: Say, stage: str, text: str) -> None:
+    say(f"plan: {stage}: {text}")
 
 
 def _column(spec: FederationSpec) -> str | None:
