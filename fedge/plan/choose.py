@@ -1,7 +1,8 @@
 """The choice of a device: a pure function of what is offered and what the device has. No torch.
 
 The order of preference is explicit. ``quality`` (until measured results are there): the variant whose gradients reach
-more layers comes first, then the one that trains more numbers, then the one with less work. ``time``, ``bytes`` and
+more layers comes first, then the one that trains more numbers, then the one that stands higher on the menu, where a
+method puts its richest variant first. ``time``, ``bytes`` and
 ``energy`` take the least of that, and the better quality among equals.
 """
 
@@ -83,7 +84,7 @@ def ranked(menu: Sequence[Offer], budget: Budget, prefer: str) -> list[Estimate]
 
     def quality(e: Estimate) -> tuple[float, ...]:
         cost = e.offer.cost
-        return (-cost.depth, -cost.trainable, cost.flops, cost.ops, e.offer.index)
+        return (-cost.depth, -cost.trainable, e.offer.index)
 
     orders = {
         "quality": quality,

@@ -15,7 +15,7 @@ from fedge.data.encode import Data, encode, split_public
 from fedge.data.partition import hold_out, label_mix, partition
 from fedge.data.raw import Raw
 from fedge.data.source import read
-from fedge.errors import ConfigError, FedgeError
+from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError
 from fedge.models.load import Loaded, load
 from fedge.plan.menu import menu_of, method_of
 from fedge.plan.trace import Setting
@@ -192,6 +192,6 @@ def _at(spec: FederationSpec, key: str, action: Callable[[], Any]) -> Any:
         ]
         raise ConfigError(placed) from error
     except FedgeError as error:
-        if error.exit_code != ConfigError.exit_code:
+        if isinstance(error, (InfeasibleError, LimitError)):
             raise
         raise ConfigError(spec.problem(key, error.message, hint=error.hint)) from error
