@@ -61,7 +61,7 @@ def _of(test: Tested, measure: str) -> list[str]:
 
 
 def _baselines(record: Record, measure: str, values: Sequence[float]) -> tuple[list[tuple[str, float]], ...]:
-    """Baselines that share the drawing, and those so far off that they would flatten the curve."""
+    """Baselines that share the drawing, and those so much worse than the curve that they would flatten it."""
     given = record.summary.get("baselines")
     found = [
         (str(line.get("name")), float(line[measure]))
@@ -70,7 +70,7 @@ def _baselines(record: Record, measure: str, values: Sequence[float]) -> tuple[l
     ]
     low, high = min(values), max(values)
     reach = max(high - low, 0.1 * abs(high))
-    near = [pair for pair in found if low - reach <= pair[1] <= high + reach]
+    near = [pair for pair in found if (pair[1] >= low - reach if measure == "accuracy" else pair[1] <= high + reach)]
     return near, [pair for pair in found if pair not in near]
 
 
@@ -153,6 +153,9 @@ def lanes(record: Record) -> Markup:
         answers[answer.device].append(answer)
     for loss in record.losses:
         losses[loss.device].append(loss)
+    away = defaultdict(list)
+    for gap in record.away:
+        away[gap.device].append(gap)
     devices = record.devices
     if len(devices) > MOST_LANES:
         told = set(sorted(devices, key=lambda d: (-len(losses[d]), -len(answers[d]), d))[:MOST_LANES])
@@ -167,6 +170,7 @@ def lanes(record: Record) -> Markup:
             element("text", device, x=-10, y=_LANE * row + 15, class_="label end"),
             element("line", x1=0, x2="100%", y1=_LANE * row + 11, y2=_LANE * row + 11, class_="lane"),
             _slices(answers[device], across, _LANE * row + 5, whole),
+            [_gap(gap, across, _LANE * row + 11) for gap in away[device]],
             [_mark(loss, across, _LANE * row + 11, ends) for loss in losses[device]],
             element(
                 "text",
@@ -239,6 +243,11 @@ def _told(answer: Answer) -> str:
     if said.get("peak_memory"):
         lines.append(f"peak {format_bytes(said['peak_memory'])}")
     return "\n".join(lines)
+
+
+def _gap(gap: Happening, across: Scale, y: float) -> Markup:
+    said = f"{gap.device} was not available for {gap.said.get('stage')} round {gap.round + 1}"
+    return element("circle", element("title", said), cx=across.percent(gap.virtual_s), cy=y, r=3.5, class_="away")
 
 
 def _mark(loss: Happening, across: Scale, y: float, ends: Mapping[tuple[int, int], float]) -> Markup:

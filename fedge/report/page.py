@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fedge.report.charts import budgets, curve, lanes
-from fedge.report.markup import Markup, element, join
-from fedge.report.record import Happening, Record, Stage, write_beside
+from fedge.report.markup import Markup, element
+from fedge.report.parts import css_word, legend_key, loss_badge, rows_table, section, size_of, stage_keys, stage_name
+from fedge.report.record import Happening, Record, write_beside
 from fedge.report.trace import write_trace
 from fedge.report.usage import usages
 from fedge.report.words import amount, metric, plural, spans, with_variant
 from fedge.units import format_bytes, format_seconds
 
-#: Rows of a table that are shown at most.
-MOST_ROWS = 1000
 _SAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -75,18 +74,18 @@ def _headline(record: Record) -> Markup:
     ]
     return element(
         "header",
-        element("h1", record.name, element("span", record.status, class_=f"pill {_word(record.status)}")),
+        element("h1", record.name, element("span", record.status, class_=f"pill {css_word(record.status)}")),
         element("p", " · ".join(part for part in about if part), class_="lead"),
     )
 
 
 def _trouble(record: Record) -> Markup | None:
     if record.summary.get("error"):
-        return _section("How it ended", element("p", record.summary["error"]), class_="error")
+        return section("How it ended", element("p", record.summary["error"]), class_="error")
     if record.status == "interrupted":
-        return _section("Interrupted", element("p", "Go on with ", element("code", f"fedge up --resume {record.path}")))
+        return section("Interrupted", element("p", "Go on with ", element("code", f"fedge up --resume {record.path}")))
     if record.status == "running":
-        return _section("Still running", element("p", "This is how far it had got when the page was written."))
+        return section("Still running", element("p", "This is how far it had got when the page was written."))
     return None
 
 
@@ -120,20 +119,22 @@ def _learning(record: Record) -> Markup | None:
     measure = record.measure()
     tests = [test for test in record.tests if measure in test.metrics]
     if measure is None or not tests:
-        return _section("Learning", element("p", "Nothing was tested.", class_="note")) if record.answers else None
+        return section("Learning", element("p", "Nothing was tested.", class_="note")) if record.answers else None
     drawn = element("div", curve(record, measure, over="time"), curve(record, measure, over="bytes"), class_="two")
     thin = any(name.startswith(f"{measure}_exit_") for test in tests for name in test.metrics)
-    entries = [*_stage_keys(record)]
+    entries = [*stage_keys(record)]
     if record.summary.get("baselines"):
-        entries.append(_key("baseline on the same rows", element("line", x1=0, x2=14, y1=7, y2=7, class_="baseline")))
+        entries.append(
+            legend_key("baseline on the same rows", element("line", x1=0, x2=14, y1=7, y2=7, class_="baseline"))
+        )
     note = element("p", "Thin lines are the model's single exits.", class_="note") if thin else None
     rows = [
         [line.get("name"), metric(line), line.get("detail")]
         for line in record.summary.get("baselines") or []
         if isinstance(line, Mapping)
     ]
-    beside = _table(["baseline", "metric", "what it is"], rows, long=["what it is"]) if rows else None
-    return _section("Learning", element("div", entries, class_="legend"), drawn, note, beside)
+    beside = rows_table(["baseline", "metric", "what it is"], rows, long=["what it is"]) if rows else None
+    return section("Learning", element("div", entries, class_="legend"), drawn, note, beside)
 
 
 def _stages(record: Record) -> Markup | None:
@@ -142,7 +143,7 @@ def _stages(record: Record) -> Markup | None:
         closed = stage.closed or {}
         rows.append(
             [
-                _stage_name(stage),
+                stage_name(stage),
                 stage.method,
                 f"{len(stage.rounds)}/{stage.planned}" if stage.planned else len(stage.rounds),
                 metric(closed.get("metrics", {})) if closed else "not finished",
@@ -155,7 +156,7 @@ def _stages(record: Record) -> Markup | None:
             ]
         )
     names = ["stage", "method", "rounds", "metric", "emulated", "up", "down", "peak", "energy", "losses"]
-    return _section("Stages", _table(names, rows, numbers=names[4:])) if rows else None
+    return section("Stages", rows_table(names, rows, numbers=names[4:])) if rows else None
 
 
 def _sent(record: Record, stage: int, way: str) -> int:
@@ -169,11 +170,13 @@ def _lanes(record: Record) -> Markup | None:
     if not record.answers and not record.losses:
         return None
     causes = sorted({str(loss.said.get("cause")) for loss in record.losses})
-    keys = [*_stage_keys(record), *(_key(f"lost: {cause}", _badge(cause)) for cause in causes)]
+    keys = [*stage_keys(record), *(legend_key(f"lost: {cause}", loss_badge(cause)) for cause in causes)]
     if any(answer.late for answer in record.answers):
-        keys.append(_key("answered too late", element("rect", x=1, y=2, width=12, height=10, class_="s0 late")))
+        keys.append(legend_key("answered too late", element("rect", x=1, y=2, width=12, height=10, class_="s0 late")))
+    if record.away:
+        keys.append(legend_key("not available that round", element("circle", cx=7, cy=7, r=3.5, class_="away")))
     lead = "A bar runs from the question to the answer's arrival; at the right, rounds answered in time of those asked."
-    return _section(
+    return section(
         "Devices over time", element("p", lead, class_="lead"), element("div", keys, class_="legend"), lanes(record)
     )
 
@@ -191,8 +194,8 @@ def _losses(record: Record) -> Markup | None:
             loss.said.get("cause"),
             loss.said.get("phase"),
             with_variant(loss.said.get("method"), loss.said.get("variant")),
-            _bytes(loss.said.get("peak")),
-            _bytes(loss.said.get("cap")),
+            size_of(loss.said.get("peak")),
+            size_of(loss.said.get("cap")),
             loss.said.get("detail") or _late(loss),
         ]
         for loss in record.losses
@@ -203,12 +206,22 @@ def _losses(record: Record) -> Markup | None:
         causes[str(loss.said.get("cause"))] = causes.get(str(loss.said.get("cause")), 0) + 1
     counted = ", ".join(f"{count} by {cause}" for cause, count in sorted(causes.items()))
     lead = f"{plural(len(rows), 'time')} a device was lost: {counted}." if rows else "Nothing was lost."
+    others = [
+        f"{plural(len(record.away), 'time')} a device was not available for a round." if record.away else None,
+        f"{plural(len(record.deaths), 'time')} the host lost a device's process." if record.deaths else None,
+        *(
+            f"{e.said.get('stage')} round {e.round + 1} was {e.said.get('event')}: {e.said.get('detail')}."
+            for e in record.empty[:20]
+        ),
+    ]
     stayed = f"{spans({pick.device for pick in out})} stayed out: nothing on offer fitted." if out else None
-    return _section(
+    return section(
         "What was lost, and why",
         element("p", lead, class_="lead"),
-        element("p", stayed, class_="lead") if stayed else None,
-        _table(names, rows, numbers=["emulated", "round", "peak", "cap"], long=["method", "detail"]) if rows else None,
+        [element("p", line, class_="lead") for line in (stayed, *others) if line],
+        rows_table(names, rows, numbers=["emulated", "round", "peak", "cap"], long=["method", "detail"])
+        if rows
+        else None,
     )
 
 
@@ -222,13 +235,15 @@ def _budgets(record: Record) -> Markup | None:
     if not used:
         return None
     keys = [
-        *_stage_keys(record, "peak in "),
-        _key("predicted", element("line", x1=7, x2=7, y1=1, y2=13, class_="predicted")),
+        *stage_keys(record, "peak in "),
+        legend_key("predicted", element("line", x1=7, x2=7, y1=1, y2=13, class_="predicted")),
     ]
     if any(use.over for uses in used.values() for use in uses):
-        keys.append(_key("went over and was killed", element("rect", x=1, y=2, width=12, height=10, class_="over")))
+        keys.append(
+            legend_key("went over and was killed", element("rect", x=1, y=2, width=12, height=10, class_="over"))
+        )
     lead = "Peaks as a share of the memory that each device grants; at the right, the highest one."
-    return _section(
+    return section(
         "Budgets",
         element("p", lead, class_="lead"),
         element("div", keys, class_="legend"),
@@ -243,15 +258,15 @@ def _picks(record: Record) -> Markup | None:
     for pick in record.picks:
         said = pick.said
         what = with_variant(said.get("method"), said.get("variant")) if said.get("event") == "picked" else "stays out"
-        key = (pick.stage, pick.round, what, _bytes(said.get("predicted_peak")), said.get("reason"))
+        key = (pick.stage, pick.round, what, size_of(said.get("predicted_peak")), said.get("reason"))
         groups.setdefault(key, []).append(pick.device)
     rows = [
-        [_stage_name(record.stages[stage]), round + 1, spans(devices), *rest]
+        [stage_name(record.stages[stage]), round + 1, spans(devices), *rest]
         for (stage, round, *rest), devices in sorted(groups.items(), key=lambda pair: (pair[0][:2], pair[1]))
     ]
     names = ["stage", "round", "devices", "picked", "predicted peak", "because"]
-    table = _table(names, rows, numbers=["round", "predicted peak"], long=["devices", "picked", "because"])
-    return _section("What each device picked, and why", table) if rows else None
+    table = rows_table(names, rows, numbers=["round", "predicted peak"], long=["devices", "picked", "because"])
+    return section("What each device picked, and why", table) if rows else None
 
 
 def _devices(record: Record) -> Markup | None:
@@ -264,7 +279,7 @@ def _devices(record: Record) -> Markup | None:
             [
                 device,
                 profile,
-                _bytes(budget),
+                size_of(budget),
                 len(answers),
                 sum(loss.device == device for loss in record.losses),
                 f"{lines[-1]['accuracy']:.4f}" if lines and lines[-1].get("accuracy") is not None else None,
@@ -275,7 +290,7 @@ def _devices(record: Record) -> Markup | None:
             ]
         )
     names = ["device", "profile", "grants", "answers", "losses", "accuracy", "worked", "up", "down", "energy"]
-    table = _table(names, rows, numbers=names[2:])
+    table = rows_table(names, rows, numbers=names[2:])
     return (
         element("section", element("details", element("summary", "Every device in figures"), table)) if rows else None
     )
@@ -289,7 +304,7 @@ def _exports(record: Record) -> Markup | None:
         [
             line.get("target"),
             line.get("precision"),
-            _bytes(line.get("bytes")),
+            size_of(line.get("bytes")),
             f"{line['accuracy']:.4f}" if isinstance(line.get("accuracy"), (int, float)) else None,
             f"{line['parity_max_abs']:.1e}" if isinstance(line.get("parity_max_abs"), (int, float)) else None,
             element("code", line.get("file")),
@@ -298,7 +313,7 @@ def _exports(record: Record) -> Markup | None:
         if isinstance(line, Mapping)
     ]
     names = ["export", "precision", "size", "accuracy", "largest difference", "file"]
-    return _section("Exports", _table(names, rows, numbers=names[2:5])) if rows else None
+    return section("Exports", rows_table(names, rows, numbers=names[2:5])) if rows else None
 
 
 def _limits(record: Record) -> Markup | None:
@@ -306,7 +321,7 @@ def _limits(record: Record) -> Markup | None:
     if not limits and not degraded:
         return None
     held = ", ".join(f"{what} by {how}" for what, how in limits.items() if how) if isinstance(limits, Mapping) else ""
-    return _section(
+    return section(
         "Limits",
         element("p", f"Held: {held}.") if held else None,
         element("p", "Not enforced:") if degraded else element("p", "Everything that was asked for was enforced."),
@@ -324,7 +339,7 @@ def _facts(record: Record) -> Markup:
         "host": ", ".join(str(p) for p in (host.get("platform"), host.get("cores") and f"{host['cores']} cores") if p),
         "versions": ", ".join(f"{n} {host[n]}" for n in ("fedge", "torch") if host.get(n)),
     }
-    return _section("This run", element("dl", [[element("dt", n), element("dd", v)] for n, v in facts.items() if v]))
+    return section("This run", element("dl", [[element("dt", n), element("dd", v)] for n, v in facts.items() if v]))
 
 
 def _settings(record: Record) -> Markup:
@@ -332,59 +347,6 @@ def _settings(record: Record) -> Markup:
         "details", element("summary", "The federation, with every default"), element("pre", record.resolved)
     )
     return element("section", folded)
-
-
-# -- parts -------------------------------------------------------------------------------------------------------------
-
-
-def _section(title: str, *children: object, class_: str | None = None) -> Markup:
-    return element("section", element("h2", title), *children, class_=class_)
-
-
-def _table(
-    names: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = (), long: Sequence[str] = ()
-) -> Markup:
-    kinds = ["number" if name in numbers else "long" if name in long else None for name in names]
-    body = [
-        element(
-            "tr", [element("td", "–" if c is None or c == "" else c, class_=k) for c, k in zip(row, kinds, strict=True)]
-        )
-        for row in rows[:MOST_ROWS]
-    ]
-    head = element("tr", [element("th", name, class_=kind) for name, kind in zip(names, kinds, strict=True)])
-    table = element("div", element("table", element("thead", head), element("tbody", body)), class_="wide")
-    left = len(rows) - MOST_ROWS
-    return join(table, element("p", f"and {plural(left, 'more row')}", class_="note") if left > 0 else None)
-
-
-def _stage_keys(record: Record, before: str = "") -> list[Markup]:
-    return [_key(f"{before}{stage.title}", _block(stage.index)) for stage in record.stages]
-
-
-def _key(words: str, sign: Markup) -> Markup:
-    return element("span", element("svg", sign, width=14, height=14, aria_hidden="true"), words)
-
-
-def _block(stage: int) -> Markup:
-    return element("rect", x=1, y=2, width=12, height=10, rx=2, class_=f"s{stage % 6}")
-
-
-def _stage_name(stage: Stage) -> Markup:
-    sign = element("svg", _block(stage.index), width=14, height=14, aria_hidden="true")
-    return element("span", sign, " ", stage.name, class_="stage")
-
-
-def _badge(cause: str) -> Markup:
-    letter = element("text", cause[:1].upper(), x=7, y=10.5)
-    return element("g", element("circle", cx=7, cy=7, r=7), letter, class_=f"lost {_word(cause)}")
-
-
-def _bytes(size: object) -> str | None:
-    return format_bytes(size) if isinstance(size, (int, float)) and size else None
-
-
-def _word(text: str) -> str:
-    return text if text.isalpha() else ""
 
 
 def _name(given: object) -> str:

@@ -81,7 +81,11 @@ class Stage:
 
 
 class Record:
-    """A run's folder, read. Raises MissingError when it isn't one."""
+    """A run's folder, read. Raises MissingError when it isn't one.
+
+    away: rounds for which a device was not available. deaths: processes that the host lost and that were replaced.
+    empty: rounds that came to nothing.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -96,6 +100,9 @@ class Record:
         self.answers: list[Answer] = []
         self.losses: list[Happening] = []
         self.picks: list[Happening] = []
+        self.away: list[Happening] = []
+        self.deaths: list[Happening] = []
+        self.empty: list[Happening] = []
         self.tests: list[Tested] = []
         self._read_events()
         self._read_metrics()
@@ -172,15 +179,18 @@ class Record:
             if kind == "round":
                 stage.rounds[round] = (at, at)
             # a resumed run says again what it had said after its last checkpoint
-            if device is None or (kind != "died" and (key := (stage.index, round, at, device, kind)) in seen):
+            key = (stage.index, round, device, kind)
+            if key in seen and kind != "died":
                 continue
-            if kind != "died":
-                seen.add(key)
-            happening = Happening(stage.index, round, str(device), at, event)
-            if kind == "lost":
-                self.losses.append(happening)
-            elif kind in ("picked", "left-out"):
-                self.picks.append(happening)
+            seen.add(key)
+            kept = self._kept(kind)
+            if kept is not None and (device is not None or kept is self.empty):
+                kept.append(Happening(stage.index, round, str(device or ""), at, event))
+
+    def _kept(self, kind: object) -> list[Happening] | None:
+        """Where an event of a kind is put; None for those that nothing is told of."""
+        lists = {"lost": self.losses, "picked": self.picks, "left-out": self.picks, "unavailable": self.away}
+        return (lists | {"died": self.deaths, "abandoned": self.empty, "skipped": self.empty}).get(str(kind))
 
     def _stage_of(self, event: Json) -> Stage | None:
         """The stage that an event belongs to; two stages may have one name, and a resumed run repeats itself."""
@@ -222,6 +232,9 @@ class Record:
     def _stage_at(self, line: Json) -> Stage | None:
         """The stage that ended a round at this line's time; made up where no events were kept."""
         name, at = line.get("stage"), _number(line.get("virtual_s"))
+        index = line.get("stage_index")
+        if isinstance(index, int) and 0 <= index < len(self.stages) and self.stages[index].name == name:
+            return self.stages[index]
         named = [stage for stage in self.stages if stage.name == name]
         if not named and isinstance(name, str):
             self.stages.append(Stage(len(self.stages), name, self.ended))

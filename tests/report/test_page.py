@@ -88,6 +88,32 @@ def test_a_run_that_is_not_done(again, status, tests):
         assert "ValueError: <b>no</b> & never" in found.text
 
 
+def test_what_else_happened(again):
+    path = again()
+    with (path / "events.jsonl").open("a") as out:
+        for event, device, detail in (
+            ("unavailable", "box-00", None),
+            ("died", "box-01", "killed by signal 9"),
+            ("died", "box-01", "killed by signal 9"),
+            ("abandoned", None, "2 of 20 answered"),
+        ):
+            said = {"event": event, "stage": "customize", "round": 4, "virtual_s": 13.0, "detail": detail}
+            out.write(json.dumps({**said, "device": device} if device else said) + "\n")
+    text = parsed(path).text
+    assert "1 time a device was not available" in text
+    assert "2 times the host lost a device's process" in text
+    assert "customize round 5 was abandoned: 2 of 20 answered." in text
+
+
+def test_baselines_that_would_flatten_the_curve(again):
+    path = again()
+    summary = json.loads((path / "summary.json").read_text())
+    for name, accuracy, drawn in (("majority", 0.001, True), ("linear", 0.999, True), ("odd", -9.0, False)):
+        beside = [{"name": name, "accuracy": accuracy, "detail": "…"}]
+        (path / "summary.json").write_text(json.dumps({**summary, "baselines": beside}))
+        assert ("outside of the drawing" in parsed(path).text) != drawn
+
+
 def test_a_run_that_has_hardly_begun(again):
     path = again()
     for name in ("events.jsonl", "metrics.jsonl", "summary.json", "host.json"):

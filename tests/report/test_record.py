@@ -33,10 +33,16 @@ def test_a_run_in_order(finished):
     assert record.tests[-1].bytes_sent == sum(a.said["bytes_up"] + a.said["bytes_down"] for a in record.answers)
 
 
-def test_two_stages_of_one_name_stay_two(again):
+@pytest.mark.parametrize("numbered", [True, False])
+def test_two_stages_of_one_name_stay_two(again, numbered):
     path = again()
     for name in ("events.jsonl", "metrics.jsonl"):
-        rewrite(path, name, [{**line, "stage": "customize"} for line in lines(path, name)])
+        kept = lines(path, name)
+        for line in kept:
+            if numbered:
+                line["stage_index"] = ["train", "customize"].index(line["stage"])
+            line["stage"] = "customize"
+        rewrite(path, name, kept)
     record = Record(path)
     assert [len(stage.rounds) for stage in record.stages] == [6, 5]
     assert [len(stage.devices) for stage in record.stages] == [20, 20]
