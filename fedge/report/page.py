@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedge.report.charts import budgets, curve, lanes
+from fedge.report.files import write_beside
 from fedge.report.markup import Markup, element
 from fedge.report.parts import css_word, legend_key, loss_badge, rows_table, section, size_of, stage_keys, stage_name
-from fedge.report.record import Happening, Record, write_beside
+from fedge.report.record import Happening, Record
 from fedge.report.trace import write_trace
 from fedge.report.usage import usages
 from fedge.report.words import amount, metric, plural, spans, with_variant

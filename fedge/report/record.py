@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,9 +13,8 @@ from typing import Any
 import yaml
 
 from fedge.errors import FedgeError, MissingError
+from fedge.report.files import Json, is_number, read_json, read_lines, read_text
 from fedge.spec import load_federation
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,11 @@ class Record:
         self.path = path
         if not (path / "resolved.yaml").is_file():
             raise MissingError(f"{path} is not a run's folder: it has no resolved.yaml")
-        self.resolved = _text(path / "resolved.yaml")
-        self.summary = _json(path / "summary.json")
-        self.host = _json(path / "host.json")
-        self.events = _lines(path / "events.jsonl")
-        self.metrics = _lines(path / "metrics.jsonl")
+        self.resolved = read_text(path / "resolved.yaml")
+        self.summary = read_json(path / "summary.json")
+        self.host = read_json(path / "host.json")
+        self.events = read_lines(path / "events.jsonl")
+        self.metrics = read_lines(path / "metrics.jsonl")
         self.stages: list[Stage] = []
         self.answers: list[Answer] = []
         self.losses: list[Happening] = []
@@ -130,7 +126,7 @@ class Record:
     @property
     def when(self) -> datetime | None:
         """When it began: by its first event, else by its folder's name."""
-        times = [event["time"] for event in self.events if _is_number(event.get("time"))]
+        times = [event["time"] for event in self.events if event.get("time") is not None]
         if times:
             return datetime.fromtimestamp(min(times), timezone.utc)
         stamp = re.match(r"\d{8}-\d{6}", self.path.name)
@@ -174,7 +170,7 @@ class Record:
             stage = self._stage_of(event)
             if stage is None:
                 continue
-            round, at, device = int(event.get("round") or 0), _number(event.get("virtual_s")), event.get("device")
+            round, at, device = event.get("round") or 0, _number(event.get("virtual_s")), event.get("device")
             kind = event.get("event")
             if kind == "round":
                 stage.rounds[round] = (at, at)
@@ -195,7 +191,7 @@ class Record:
     def _stage_of(self, event: Json) -> Stage | None:
         """The stage that an event belongs to; two stages may have one name, and a resumed run repeats itself."""
         name, at = event.get("stage"), _number(event.get("virtual_s"))
-        if not isinstance(name, str):
+        if not name:
             return None
         known = [stage for stage in self.stages if stage.name == name and stage.began <= at]
         if known and (event.get("round") or at == known[-1].began):
@@ -207,18 +203,20 @@ class Record:
         sent, free = 0, dict[tuple[int, str], float]()
         current: Stage | None = None
         for line in self.metrics:
-            if line.get("round") is None:
+            if "round" not in line or "device" not in line:
+                continue
+            if line["round"] is None:
                 if current is not None and line.get("device"):
                     current.devices.append(line)
                 continue
             current = self._stage_at(line) or current
             if current is None:
                 continue
-            round, end = int(line["round"]), _number(line.get("virtual_s"))
+            round, end = line["round"], _number(line.get("virtual_s"))
             start = current.rounds.get(round, (current.ended, end))[0]
             current.rounds[round] = (start, max(start, end))
-            if line.get("device") is None:
-                figures = {k: float(v) for k, v in line.items() if _is_number(v) and k not in _PLACE}
+            if not line["device"]:
+                figures = _figures(line)
                 self.tests.append(Tested(current.index, round, end, sent, figures))
                 continue
             device = str(line["device"])
@@ -236,7 +234,7 @@ class Record:
         if isinstance(index, int) and 0 <= index < len(self.stages) and self.stages[index].name == name:
             return self.stages[index]
         named = [stage for stage in self.stages if stage.name == name]
-        if not named and isinstance(name, str):
+        if not named and name:
             self.stages.append(Stage(len(self.stages), name, self.ended))
             return self.stages[-1]
         return next((stage for stage in reversed(named) if stage.began < at), named[0] if named else None)
@@ -246,7 +244,7 @@ class Record:
         given = self.settings.get("stages")
         for place, stage in enumerate(self.stages):
             if isinstance(closed, list) and place < len(closed) and isinstance(closed[place], dict):
-                stage.closed = closed[place]
+                stage.closed = {**closed[place], "metrics": _figures(closed[place].get("metrics") or {})}
             if isinstance(given, list) and place < len(given) and isinstance(given[place], Mapping):
                 body = given[place].get(stage.name)
                 if isinstance(body, Mapping):
@@ -256,59 +254,12 @@ class Record:
                 stage.method = stage.closed.get("method") or stage.method
 
 
+def _figures(line: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in line.items() if is_number(value) and name not in _PLACE}
+
+
 _PLACE = ("stage", "round", "virtual_s", "device", "rows", "time")
 
 
-def write_beside(path: Path, text: str) -> Path:
-    """Write a file so that it is the old one or the whole new one. FedgeError, naming it, where that can't be."""
-    try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise FedgeError(f"{path} can't be written: {error.strerror or error}") from error
-    return path
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise FedgeError(f"{path} can't be read: {error.strerror or error}") from error
-
-
-def _json(path: Path) -> Json:
-    try:
-        found = json.loads(_text(path) or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[Json]:
-    """The records of a ``.jsonl`` file, without those that a kill cut short."""
-    found = []
-    for line in _text(path).splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-
-
 def _number(value: Any, otherwise: float = 0.0) -> float:
-    return float(value) if _is_number(value) else otherwise
+    return otherwise if value is None else float(value)

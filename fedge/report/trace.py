@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedge.report.record import Answer, Record, write_beside
+from fedge.report.files import write_beside
+from fedge.report.record import Answer, Record
 from fedge.report.words import sort_of, with_variant
 
 _PID = 1

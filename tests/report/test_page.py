@@ -173,3 +173,21 @@ def test_markup_escapes_what_is_not_markup():
     )
     assert join("<", None, False, 0, 1.5) == "&lt;01.5"
     assert element("meta", charset="utf-8", wrong=None) == '<meta charset="utf-8">'
+
+
+def test_what_is_not_of_its_kind_is_left_out(again):
+    path = again()
+    odd = [
+        {"event": "lost", "stage": ["train"], "round": 1, "device": "box-00", "virtual_s": 1.0},
+        {"event": "lost", "stage": "train", "round": "x", "device": 3, "virtual_s": "soon"},
+        {"event": "picked", "stage": "train", "round": 0, "device": "box-00", "predicted_peak": "much", "variant": 7},
+        {"event": ["lost"], "stage": "train"},
+    ]
+    with (path / "events.jsonl").open("a") as out:
+        out.writelines(json.dumps(line) + "\n" for line in odd)
+    with (path / "metrics.jsonl").open("a") as out:
+        out.write('{"stage": "train", "round": 0, "device": "box-00", "bytes_up": "many", "arrival": 1e400}\n')
+    summary = json.loads((path / "summary.json").read_text())
+    wrong = {"baselines": 3, "exports": [None, 4, {"bytes": "few"}], "limits": [], "wall_s": "long", "stages": {}}
+    (path / "summary.json").write_text(json.dumps({**summary, **wrong}))
+    assert "3 times a device was lost" in parsed(path).text

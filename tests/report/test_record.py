@@ -5,7 +5,8 @@ import json
 import pytest
 
 from fedge.errors import FedgeError, MissingError
-from fedge.report.record import Record, write_beside
+from fedge.report.files import write_beside
+from fedge.report.record import Record
 from fedge.report.usage import usages
 from tests.report.made import DEVICES, LOST, MIB
 
