@@ -262,6 +262,7 @@ class Coordinator:
         cost = self.brief.menu[account.choice].cost
         place = (*self.brief.seeds, self.round, talk.next_turn)
         sent = len(talk.sent[-1])
+        spent = account.energy_j
         arrival = account.charge(talk.start, cost, max(cost.turns, 1), sent, len(event.data), *place)
         account.peak_memory = max(account.peak_memory, event.peak or 0)
         talk.done = event.done
@@ -270,12 +271,14 @@ class Coordinator:
             account.stateful = event.stateful
         self._here[event.device] = (arrival, payload)
         self._open.discard(event.device)
-        self._record(event, account, arrival, sent)
+        self._record(event, account, arrival, sent, account.energy_j - spent)
         return self._dispatch()
 
-    def _record(self, event: Answered, account: Account, arrival: float, sent: int) -> None:
+    def _record(self, event: Answered, account: Account, arrival: float, sent: int, energy: float) -> None:
         began = self._talks[event.device].start
-        seen = self.answered.setdefault(event.device, {"began": began, "bytes_up": 0, "bytes_down": 0})
+        start = {"began": began, "bytes_up": 0, "bytes_down": 0, "energy_j": 0.0}
+        seen = self.answered.setdefault(event.device, start)
+        seen["energy_j"] += energy
         seen["bytes_up"] += len(event.data)
         seen["bytes_down"] += sent
         seen.update(

@@ -14,6 +14,8 @@ from fedge.run.prepare import briefs, prepare
 from fedge.spec import load_federation
 
 Say = Callable[[str], None]
+#: Rounds that a profile runs of each stage; the last is what it reports.
+_ROUNDS = 2
 
 
 def plan(federation: str | Path, overrides: Sequence[str] = (), say: Say = print) -> list[dict[str, Any]]:
@@ -33,33 +35,30 @@ def profile(
     options: Options = USUAL,
     say: Say = print,
 ) -> list[dict[str, Any]]:
-    """One really run round of every stage, each device in the variant that it picks: measurement beside prediction."""
+    """A really run round of every stage, each device in the variant that it picks: measurement beside prediction.
+
+    Two rounds are run and the second is reported, since the first download of most methods is empty.
+    """
     spec = load_federation(federation, overrides)
-    one_round = [f"stages.{stage.index}.rounds=1" for stage in spec.stages]
+    short = [f"stages.{stage.index}.rounds={_ROUNDS}" for stage in spec.stages]
     calm = ["evaluate.baselines=false", "evaluate.rows=64"]
     planned = {
         (row["stage"], row["device"], row["method"], _key(row["variant"])): row
         for row in plan(federation, overrides, say)
     }
-    run = up(federation, [*overrides, *one_round, *calm], replace(options, resume=None), say)
+    run = up(federation, [*overrides, *short, *calm], replace(options, resume=None), say)
+    picked = {(line["stage"], line["device"]): line for line in run.metrics if line.get("variant") is not None}
     found = []
     for line in run.metrics:
-        if line.get("round", 0) is not None or "profile" not in line:
+        chosen = picked.get((line["stage"], line["device"]))
+        if line["round"] != _ROUNDS - 1 or chosen is None or "began" not in line:
             continue
-        row = planned.get((line["stage"], line["name"], line["method"], _key(line["variant"])))
-        if row is None or not line["rounds"]:
+        row = planned.get((line["stage"], line["device"], chosen["method"], _key(chosen["variant"])))
+        if row is None:
             continue
-        found.append(
-            {
-                **row,
-                "measured_peak_memory": line["peak_memory"],
-                "measured_virtual_s": line["virtual_s"],
-                "measured_bytes_up": line["bytes_up"],
-                "measured_bytes_down": line["bytes_down"],
-                "measured_energy_j": line["energy_j"],
-                "run": str(run.folder),
-            }
-        )
+        measured = {f"measured_{name}": line[name] for name in ("peak_memory", "bytes_up", "bytes_down", "energy_j")}
+        seconds = line["arrival"] - line["began"]
+        found.append({**row, **measured, "measured_virtual_s": seconds, "run": str(run.folder)})
     return found
 
 
