@@ -38,8 +38,10 @@ def bytes_scale(high: float) -> Scale:
 
 def value_scale(low: float, high: float, count: int = 5) -> Scale:
     """From a round number below ``low`` to one above ``high``."""
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
-        low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(size, 1e-3):
+        around = 0.05 * size if size > 1e-6 else 0.05
+        low, high = low - around, high + around
     step = _step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return Scale(first * step, last * step, tuple((n * step, _label(n * step, step)) for n in range(first, last + 1)))

@@ -28,6 +28,13 @@ def test_ticks_around_values(low, span):
     assert 0 <= made.share(low) <= made.share(low + span) <= 1
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.5, 0.5), (-3.0, -3.0), (0.0, 5e-324), (1e-310, 2e-310)])
+def test_ticks_around_one_value(low, high):
+    made = value_scale(low, high)
+    assert made.low < low <= high < made.high
+    assert len(made.ticks) >= 3
+
+
 def test_units():
     assert (seconds_scale(90).unit, seconds_scale(600).unit, seconds_scale(9e4).unit) == ("s", "min", "h")
     assert (bytes_scale(5000).unit, bytes_scale(5 << 20).unit, bytes_scale(5 << 30).unit) == ("KiB", "MiB", "GiB")
