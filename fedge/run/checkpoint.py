@@ -21,7 +21,7 @@ class Checkpoint:
 
     open: whether the stage has begun, and ``began`` when in emulated time. accounts, state and kept (late answers) are
     the coordinator's. metrics_size: bytes of ``metrics.jsonl`` that belong to what is done. wall_s: seconds spent so
-    far. model_sha256, exports: what the last stage left.
+    far. task, classes: what the model does (0 for language modelling). model_sha256, exports: what the last stage left.
     """
 
     stage: int = 0
@@ -36,6 +36,8 @@ class Checkpoint:
     metrics_size: int = 0
     wall_s: float = 0.0
     baselines: list[dict[str, Any]] = field(default_factory=list)
+    task: str = ""
+    classes: int = 0
     model_sha256: str | None = None
     exports: list[dict[str, Any]] = field(default_factory=list)
 

@@ -182,6 +182,8 @@ class _Launch:
         if not self.options.inline:
             self.nursery = Nursery(self.folder.file("devices", "zygote.log"))
         self.prepared = prepare(self.spec, self.say)
+        task = self.prepared.data.task
+        self.checkpoint.task, self.checkpoint.classes = task.kind, 0 if task.generative else task.classes
         all_briefs = briefs(self.prepared, self.say)
         self._feasible(all_briefs)
         if self.spec.evaluate.baselines and not self.checkpoint.baselines:
@@ -258,6 +260,8 @@ class _Launch:
             metrics_size=self.folder.size("metrics.jsonl"),
             wall_s=self.elapsed(),
             baselines=self.checkpoint.baselines,
+            task=self.checkpoint.task,
+            classes=self.checkpoint.classes,
         )
         if following.stage < len(self.spec.stages):
             write_whole(self._kept_base(following.stage), pack_state(model))
@@ -379,9 +383,8 @@ class _Launch:
             "limits": self.limits.named,
             "degraded": self.limits.degraded,
         }
-        if status == "done":
-            summary["task"] = self.prepared.data.task.kind
-            summary["classes"] = 0 if self.prepared.data.task.generative else self.prepared.data.task.classes
+        if self.checkpoint.task:
+            summary["task"], summary["classes"] = self.checkpoint.task, self.checkpoint.classes
         if trouble:
             summary["error"] = trouble
         self.folder.write_json("summary.json", summary)

@@ -1,0 +1,1 @@
+"""What measures the product; nothing that the product needs."""
