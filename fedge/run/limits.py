@@ -34,6 +34,7 @@ class Limits:
 
 def limits_of(spec: FederationSpec, *, inline: bool, best_effort: bool) -> Limits:
     """The limits that the file asks for. Raises LimitError when one can't be had, unless ``best_effort``."""
+    _pins(spec)
     if inline:
         return Limits(None, {"memory": "planner", "cpu": None, "network": "virtual"}, ["memory: inline has no walls"])
     degraded = []
@@ -49,6 +50,21 @@ def limits_of(spec: FederationSpec, *, inline: bool, best_effort: bool) -> Limit
             raise LimitError("emulation.wall is none", hint="--best-effort runs without a memory wall")
         degraded.append("memory: no wall was asked for")
     return Limits(wall, {"memory": wall.name, "cpu": None, "network": "virtual"}, degraded)
+
+
+def _pins(spec: FederationSpec) -> None:
+    """Refuse a place that a device's process could not be bound to."""
+    here = process.cores()
+    for device in spec.devices:
+        kind, _, which = (device.pin or "").partition(":")
+        if kind == "cuda":
+            raise LimitError(
+                f"{device.name}: pin: {device.pin}: devices do not compute on a GPU yet", hint="leave pin out, or cpu:0"
+            )
+        absent = [core for core in which.split(",") if core.isdigit() and int(core) not in here]
+        if kind == "cpu" and absent:
+            told = ", ".join(str(core) for core in sorted(here))
+            raise LimitError(f"{device.name}: pin: {device.pin}: there is no core {absent[0]}", hint=f"cores: {told}")
 
 
 @dataclass

@@ -209,3 +209,18 @@ def test_a_method_whose_final_raises(federation, inline, monkeypatch):
     monkeypatch.setattr(Alone, "final", lambda self, srv, state: 1 / 0)
     with pytest.raises(MethodError, match=r"method 'tests\.run\.methods:Alone', final: ZeroDivisionError"):
         inline(federation(stage("Alone", 1)))
+
+
+@pytest.mark.parametrize(
+    ("pin", "said"), [("cuda:0", "do not compute on a GPU yet"), ("cpu:4095", "there is no core 4095")]
+)
+def test_a_place_that_cannot_be_had_stops_the_run(pin, said, fedge, tmp_path):
+    path = tmp_path / "federation.yaml"
+    path.write_text(
+        f"model: vit-nano\ndata: digits\ndevices: {{a: {{profile: pi-4b-4g, pin: '{pin}'}}}}\n"
+        "stages: [{customize: {method: head}}]\n"
+    )
+    code, complaint = fedge("up", path, "--runs", tmp_path / "runs", "--inline")
+    assert code == 4
+    assert said in complaint[0]
+    assert not (tmp_path / "runs").exists()
