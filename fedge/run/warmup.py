@@ -18,7 +18,7 @@ from fedge.core.task import Task
 from fedge.models.lora import inject
 
 #: Bytes by which a device's own count exceeds what its tensors explain, in the middle of what was seen.
-UNEXPLAINED = 1536 << 10
+UNEXPLAINED = 768 << 10
 
 
 def warm(*, parent: bool) -> None:
