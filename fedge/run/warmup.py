@@ -27,6 +27,11 @@ def warm(*, parent: bool) -> None:
         for adapters in (False, True):
             _train(_vit(hidden or 64), _images(), adapters)
             _train(_bert(hidden or 256), _tokens(), adapters)
+    if parent:
+        # recomputing activations loads code of its own, which a device would otherwise be charged for
+        recomputing = _vit(16)
+        recomputing.activation_checkpointing_enable()
+        _train(recomputing, _images(), adapters=True)
     gc.collect()
     if parent:
         gc.freeze()
