@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from typing import Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def warm(*, parent: bool) -> None:
             _train(_bert(hidden or 256), _tokens(), adapters)
     if parent:
         # recomputing activations loads code of its own, which a device would otherwise be charged for
-        recomputing = _vit(16)
+        recomputing: Any = _vit(16)
         recomputing.activation_checkpointing_enable()
         _train(recomputing, _images(), adapters=True)
     gc.collect()
