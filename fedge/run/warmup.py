@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 from typing import Any
-from typing import Any
 
 import torch
 from torch import nn
