@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import select
@@ -114,5 +115,16 @@ def cgroup() -> Iterator[wall.Wall]:
 
 
 def fill(nbytes: int) -> bytearray:
-    """So many bytes, every page of them written."""
+    """So many bytes from the allocator, every page of them written."""
     return bytearray(b"\x01") * nbytes
+
+
+def mapped(nbytes: int) -> mmap.mmap:
+    """So many bytes in a mapping of their own, every page of them written.
+
+    Not from the heap: a forked child may find a hole of that size in what it inherited, and then maps nothing.
+    """
+    block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, nbytes, mmap.PAGESIZE):
+        block[start] = 1
+    return block

@@ -10,7 +10,7 @@ import pytest
 
 from fedge.emulation import malloc, rlimit, wall
 
-from .conftest import MiB, fill
+from .conftest import MiB, mapped
 
 CAP = 48 * MiB
 
@@ -29,13 +29,13 @@ def device(record, steps, limit=CAP):
         kept = []
         for step in steps:
             try:
-                kept.append(fill(step))
+                kept.append(mapped(step))
                 child.say("fits")
             except Exception as error:
                 child.say("refused" if wall.is_allocation_failure(error) else repr(error))
             child.hear()
         group.lift()
-        kept.append(fill(CAP))
+        kept.append(mapped(CAP))
         child.say("lifted")
         child.hear()
 
