@@ -3,8 +3,9 @@
 The resource limit counts private writable address space, so it stops an allocation before a page of it is touched:
 the device sees an error (``is_allocation_failure``) rather than a kill. Writing to pages inherited from the zygote
 costs no address space and escapes it; so does a block that fits a hole of the inherited heap, and memory on systems
-where the limit has no effect. The watch is there for those: a thread that reads each device's resident anonymous pages every 10 ms and kills above the limit. What it
-can't see is an inherited page replaced by a written copy, which leaves that count as it was; ``usage`` does see it.
+where the limit has no effect. The watch is there for those: a thread that reads each device's resident anonymous
+pages every 10 ms and kills above the limit. What it can't see is an inherited page replaced by a written copy, which
+leaves that count as it was; ``usage`` does see it.
 """
 
 from __future__ import annotations
