@@ -99,7 +99,6 @@ def up(
     Example: fedge up federations/quickstart.yaml --set stages.customize.rounds=3
     """
     from fedge.report.closing import closing_tables
-    from fedge.report.trace import write_trace
     from fedge.run.launcher import Options, up
 
     overrides = [*(set or ()), *([f"emulation.clock={clock}"] if clock else [])]
@@ -109,7 +108,6 @@ def up(
         raise typer.BadParameter("a resumed run keeps its own settings", param_hint="--set")
     options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
     run = up(federation or "", overrides, options, progress)
-    write_trace(run.folder)
     print_json(run.summary) if as_json else closing_tables(run.summary)
 
 

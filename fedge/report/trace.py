@@ -1,8 +1,14 @@
-"""``trace.json``: a run in emulated time, in the Chrome trace format that Perfetto opens. One track a device."""
+"""``trace.json``: a run in emulated time, in the Chrome trace format that Perfetto opens. One track a device.
+
+The format is that of "Trace Event Format" (Google, 2016) as Perfetto reads it: microseconds; slices of one track follow
+each other or lie within each other; thread 0 is the idle one and so nobody's.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ from fedge.report.record import Answer, Record
 from fedge.report.words import sort_of, with_variant
 
 _PID = 1
-_SERVER = 0
+_SERVER = 1
 
 
 def write_trace(run: Path | Record) -> Path:
@@ -25,7 +31,7 @@ def trace(record: Record) -> dict[str, Any]:
     """The document: rounds on the server's track, answers and losses on the devices', figures as counters."""
     tracks = {device: number for number, device in enumerate(record.devices, start=_SERVER + 1)}
     events = _names(record, tracks) + _rounds(record)
-    events += [_answer(answer, tracks[answer.device]) for answer in record.answers]
+    events += _answers(record, tracks)
     for happening in (*record.losses, *record.picks):
         kind = str(happening.said.get("event"))
         what = sort_of(happening) if kind == "lost" else with_variant(*map(happening.said.get, ("method", "variant")))
@@ -65,6 +71,23 @@ def _rounds(record: Record) -> list[dict[str, Any]]:
         for stage in record.stages
         for number, (start, end) in sorted(stage.rounds.items())
     ]
+
+
+def _answers(record: Record, tracks: dict[str, int]) -> list[dict[str, Any]]:
+    """Each device's answers in order. One that comes so late that the next has begun is cut there and says so."""
+    own: dict[str, list[Answer]] = defaultdict(list)
+    for answer in record.answers:
+        own[answer.device].append(answer)
+    drawn = []
+    for device, answers in own.items():
+        slices = sorted((_answer(answer, tracks[device]) for answer in answers), key=lambda event: float(event["ts"]))
+        for one, following in pairwise(slices):
+            room = round(following["ts"] - one["ts"], 3)
+            if one["dur"] > room:
+                one["args"]["arrives_after_s"] = round(one["dur"] / 1e6, 6)
+                one["dur"] = room
+        drawn += slices
+    return drawn
 
 
 def _answer(answer: Answer, track: int) -> dict[str, Any]:

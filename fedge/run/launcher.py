@@ -22,6 +22,7 @@ from fedge.models.adapted import CONFIG_FILE, load_adapted
 from fedge.models.load import load
 from fedge.models.save import pack_state, restore, save, save_adapter
 from fedge.plan.choose import choose
+from fedge.report.trace import write_trace
 from fedge.run import figures
 from fedge.run.brief import Brief, budget_of
 from fedge.run.checkpoint import Checkpoint
@@ -166,6 +167,7 @@ class _Launch:
                 self.limits.wall.close()
             with suppress(FedgeError):  # a full disk, most likely; what went wrong before is the thing to say
                 self._write_summary(status, trouble)
+                write_trace(self.folder.path)
         return Run(self.folder.path, self.folder.read_json("summary.json"))
 
     def elapsed(self) -> float:

@@ -1,13 +1,11 @@
 """``trace.json``: what Perfetto needs, one track a device, and nothing that overlaps."""
 
-import json
-from itertools import pairwise
-
 import pytest
 
 from fedge.report.record import Record
 from fedge.report.trace import trace, write_trace
 from tests.report.made import DEVICES, LOST
+from tests.report.tracing import check_slices, check_trace
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +15,12 @@ def events(finished):
 
 def test_a_track_for_each_device_and_the_server(events):
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert names == dict(enumerate(["server", *DEVICES]))
+    assert names == dict(enumerate(["server", *DEVICES], start=1))
 
 
 def test_a_slice_for_each_answer(events, finished):
     record = Record(finished)
-    slices = [e for e in events if e["ph"] == "X" and e["tid"]]
+    slices = [e for e in events if e["ph"] == "X" and e["tid"] > 1]
     assert len(slices) == len(record.answers) == 20 * 11 - 5
     first, answer = slices[0], record.answers[0]
     assert (first["name"], first["ts"]) == ("train round 1", 0)
@@ -32,11 +30,10 @@ def test_a_slice_for_each_answer(events, finished):
 
 
 def test_slices_of_a_track_do_not_overlap(events):
-    for track in range(len(DEVICES) + 1):
-        mine = sorted((e for e in events if e["ph"] == "X" and e["tid"] == track), key=lambda e: e["ts"])
-        for before, after in pairwise(mine):
-            if "late" not in before["args"]:
-                assert before["ts"] + before["dur"] <= after["ts"] + 0.01
+    check_slices(events)
+    cut = [e for e in events if "arrives_after_s" in e.get("args", {})]
+    assert [(e["name"], e["args"]["late"]) for e in cut] == [("train round 3", True)]
+    assert cut[0]["dur"] < 1e6 * cut[0]["args"]["arrives_after_s"]
 
 
 def test_losses_picks_and_counters(events):
@@ -48,14 +45,26 @@ def test_losses_picks_and_counters(events):
     assert accuracy == sorted(accuracy)
 
 
-@pytest.mark.parametrize("status", ["done", "failed", "running"])
+@pytest.mark.parametrize("status", ["done", "failed", "interrupted", "infeasible", "running"])
 def test_the_file(again, status):
     path = again(status=status)
     written = write_trace(path)
     assert written == path / "trace.json"
-    document = json.loads(written.read_text())
+    document = check_trace(written)
     assert document["otherData"] == {"run": path.name, "status": status, "time": "emulated"}
-    for event in document["traceEvents"]:
-        assert {"ph", "name", "pid"} <= set(event)
-        assert event.get("ts", 0) >= 0
-        assert event.get("dur", 0) >= 0
+
+
+def test_a_resumed_run(again):
+    """It says again what it had said after its last checkpoint."""
+    path = again()
+    once = check_trace(write_trace(path))["traceEvents"]
+    kept = (path / "events.jsonl").read_text()
+    (path / "events.jsonl").write_text(kept + kept)
+    assert check_trace(write_trace(path))["traceEvents"] == once
+
+
+@pytest.mark.parametrize("gone", ["events.jsonl", "metrics.jsonl", "summary.json"])
+def test_a_run_of_which_little_is_left(again, gone):
+    path = again()
+    (path / gone).unlink()
+    check_trace(write_trace(path))
