@@ -17,26 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedge.core.roles import ROLES
 from fedge.errors import ProtocolError
 
 Tree = dict[str, Tensor]
 
-#: What a tensor is for. Closed, so that codecs, privacy and reports can say what they touch.
-ROLES = (
-    "weights",
-    "delta",
-    "mask",
-    "scalars",
-    "logits",
-    "prototypes",
-    "statistics",
-    "activations",
-    "gradients",
-    "keys",
-    "shares",
-)
-
-_DTYPES = {
+#: The types that may be sent, by their names in safetensors files.
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -48,7 +35,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_LIMIT = 8 << 20
 
 
@@ -170,7 +157,7 @@ def unpack(data: bytes | bytearray | memoryview) -> tuple[Tree, dict[str, str]]:
 
 
 def _view(data: bytes | bytearray | memoryview, name: str, entry: dict[str, Any], start: int, end: int) -> Tensor:
-    dtype, shape = _DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
+    dtype, shape = DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
     first, last = (int(offset) for offset in entry["data_offsets"])
     count = math.prod(shape)
     size = count * torch.empty((), dtype=dtype).element_size()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedge.core.payload import _DTYPES, Payload, pack, unpack
+from fedge.core.payload import DTYPES, Payload, pack, unpack
 from fedge.errors import ProtocolError
 
 
@@ -19,7 +19,7 @@ def some(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 
 def everything() -> dict[str, torch.Tensor]:
-    tensors = {f"t.{name}": some(dtype, 3, 5) for name, dtype in _DTYPES.items()}
+    tensors = {f"t.{name}": some(dtype, 3, 5) for name, dtype in DTYPES.items()}
     return tensors | {
         "scalar": torch.tensor(2.5),
         "byte": torch.tensor(7, dtype=torch.uint8),
