@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedge.core.fields import doc
 from fedge.core.fit import Batch, Loss, fit
 from fedge.core.fold import Coverage
 from fedge.core.method import Device, Method, Replies, Rows, Server, State, Talk
@@ -31,11 +32,6 @@ from fedge.models.names import attach, load, trainable
 
 #: What the norm after the last block is called in the architectures that have one.
 _FINAL_NORMS = ("layernorm.", "ln_f.", "norm.")
-
-
-def doc(text: str, *choices: str) -> dict[str, object]:
-    """Metadata of a hyperparameter: one line for ``--help`` and the schema, and its choices."""
-    return {"doc": text, "choices": choices} if choices else {"doc": text}
 
 
 @dataclass(frozen=True, kw_only=True)
