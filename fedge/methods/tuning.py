@@ -27,7 +27,7 @@ from fedge.core.fit import Batch, Loss, fit
 from fedge.core.fold import Coverage
 from fedge.core.method import Device, Method, Replies, Rows, Server, State, Talk
 from fedge.core.payload import Payload, Tree
-from fedge.models.anatomy import anatomy
+from fedge.models.anatomy import anatomy, is_known
 from fedge.models.names import attach, load, trainable
 
 #: What the norm after the last block is called in the architectures that have one.
@@ -71,9 +71,13 @@ class Tuning(Method):
         return Payload({"weights": {name: state["weights"][name] for name in state["changed"]}})
 
     def client(self, dev: Device, down: Payload) -> Payload | Talk:
-        start = enter(dev, down["weights"])
+        start = self.enter(dev, down)
         self.train(dev, dev.task.loss, start)
         return leave(dev, start)
+
+    def enter(self, dev: Device, down: Payload) -> Tree:
+        """Put the device where the global model is; returns what its trainable tensors start from, by name."""
+        return enter(dev, down["weights"])
 
     def update(self, srv: Server, state: State, replies: Replies) -> State:
         return average(srv, state, replies)
@@ -106,8 +110,13 @@ class Tuning(Method):
         """Freeze ``model`` but for what ``trains(name, layer)`` allows within this variant's depth, and its new head.
 
         ``layer`` is the index of the block that a parameter lies in, None outside of the blocks. The embeddings are
-        trained only at full depth. Returns the model.
+        trained only at full depth. A model whose blocks are not known has only its full depth: MissingError for less.
+        Returns the model.
         """
+        if self.depth == 1 and not is_known(model):  # a model of the user's own: all of it is one piece
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trains(name, None))
+            return model
         parts = anatomy(model)
         first = len(parts.layers) - ceil(self.depth * len(parts.layers))
         heads = tuple(prefix for prefix in parts.head_prefixes if "classifier" in prefix or "pooler" in prefix)

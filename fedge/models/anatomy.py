@@ -301,6 +301,15 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether ``anatomy`` can tell the model's parts."""
+    try:
+        anatomy(model)
+    except MissingError:
+        return False
+    return True
+
+
 def truncate(model: nn.Module, depth: int) -> nn.Module:
     """A copy of the model, sharing its memory, that has only the first ``depth`` blocks (1 to all of them)."""
     parts = anatomy(share(model))

@@ -121,7 +121,10 @@ def _custom(name: str, task: str | None, classes: int | None, options: dict[str,
             ) from error
         except AttributeError as error:
             raise MissingError(f"model {name}: module {module_name} has no '{function_name}'") from error
-    made = function(**options)
+    try:
+        made = function(**options)
+    except Exception as error:
+        raise ConfigError(f"model {name}: the function failed: {type(error).__name__}: {error}") from error
     model, preprocessor = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name} returned {type(model).__name__}, not a torch.nn.Module")

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedge.core.cost import Cost
 from fedge.core.method import Method
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, MissingError
 from fedge.methods.combine.mixed import Mixed
 from fedge.methods.make import describe, make
 from fedge.methods.tuning import Tuning
@@ -79,14 +79,27 @@ def menu_of(
     setting: Setting,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Menu:
-    """Trace every variant; costs that were traced before are taken from the cache."""
-    offers = []
+    """Trace every variant; costs that were traced before are taken from the cache.
+
+    Variants that this model can't have (less depth, where its blocks are not known) are left out. Raises MissingError
+    when that is all of them.
+    """
+    offers: list[Offer] = []
+    kept: list[Method] = []
+    refused: MissingError | None = None
     for index, (key, written, variant) in enumerate(variants):
         progress(f"tracing {key} ({index + 1} of {len(variants)})")
-        cost = cached(method, variant, setting)
+        try:
+            cost = cached(method, variant, setting)
+        except MissingError as error:
+            refused = error
+            continue
         inner = variant.member if isinstance(variant, Mixed) and variant.member is not None else variant
-        offers.append(Offer(index, key, _changed(inner, written), cost))
-    return Menu(method, tuple(variant for _, _, variant in variants), tuple(offers))
+        offers.append(Offer(len(offers), key, _changed(inner, written), cost))
+        kept.append(variant)
+    if refused is not None and not offers:
+        raise refused
+    return Menu(method, tuple(kept), tuple(offers))
 
 
 def _changed(variant: Method, written: Method) -> dict[str, Any]:

@@ -1,0 +1,302 @@
+"""What fedge costs beyond bare PyTorch: ``python -m tools.overhead [--quick] [--json]``.
+
+A steady round of 32 devices (8 local steps of 32 rows, two processes at work, memory walls up, checkpoint included) is
+set against a bare loop: two forked processes that train the same model for the same steps with the same optimizer,
+each over its half of the devices, add up what changed, and exchange one sum a round. Both sides run in one program, a
+bare round right after each round of fedge, with the same malloc setting on both; so the ratio of a pair says what
+fedge adds. Processor time is read from the kernel's counters of every process and thread on either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedge.data.source import read
+from fedge.emulation.malloc import pin_malloc
+from fedge.emulation.process import die_with_parent
+from fedge.errors import FedgeError
+from fedge.models.load import load
+from fedge.run.launcher import Options, up
+
+DEVICES, STEPS, BATCH, SLOTS = 32, 8, 32, 2
+
+_FEDERATION = """\
+name: overhead
+model: {model}
+data: {{dataset: digits, partition: iid}}
+devices:
+  device: {{profile: jetson-orin-nano-8g, count: {devices}}}
+emulation: {{slots: {slots}, wall: {wall}}}
+evaluate: {{every: {rounds}, rows: 16}}
+stages:
+  - train: {{method: fedavg, rounds: {rounds}, steps: {steps}, batch: {batch}, lr: 1e-3, pick: richest}}
+"""
+
+
+class Mlp(nn.Module):
+    """A 64-128-10 perceptron on images of 8 × 8: a visit with next to no work in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 128)
+        self.classifier = nn.Linear(128, 10)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.classifier(torch.relu(self.body(pixel_values.flatten(1))))
+        return hidden
+
+
+def mlp() -> nn.Module:
+    """What ``model: tools.overhead:mlp`` names."""
+    return Mlp()
+
+
+@dataclass
+class Pairs:
+    """Seconds of wall and of processor time, a figure a round, of both sides."""
+
+    fedge: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
+    fedge_cpu: list[float] = field(default_factory=list)
+    bare_cpu: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [one / other for one, other in zip(self.fedge, self.bare, strict=True)]
+
+    @property
+    def extra_ms(self) -> list[float]:
+        """Processor milliseconds for each visit of a device that the bare loop does not spend."""
+        pairs = zip(self.fedge_cpu, self.bare_cpu, strict=True)
+        return [(one - other) * 1e3 / DEVICES for one, other in pairs]
+
+
+class Bare:
+    """The bare loop: its processes, forked before fedge starts anything."""
+
+    def __init__(self, make: Callable[[], nn.Module], pinned: bool):
+        self.pids: list[int] = []
+        self._ends: list[tuple[int, int]] = []
+        model = make()
+        self._weights = _flat(model)
+        for side in range(SLOTS):
+            down, up_ = os.pipe(), os.pipe()
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                die_with_parent(parent=parent)
+                try:
+                    _work(model, down[0], up_[1], DEVICES // SLOTS, pinned, seed=side)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(0)
+            self.pids.append(pid)
+            os.close(down[0])
+            os.close(up_[1])
+            self._ends.append((down[1], up_[0]))
+
+    def round(self) -> None:
+        """Weights down, sums of changes up, their mean added."""
+        for down, _ in self._ends:
+            _write(down, self._weights)
+        total = torch.zeros_like(self._weights)
+        for _, back in self._ends:
+            total += _read(back, len(self._weights))
+        self._weights = self._weights + total / DEVICES
+
+    def close(self) -> None:
+        for down, back in self._ends:
+            os.close(down)
+            os.close(back)
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)  # each holds the other's pipe too, so that neither would see its own end
+            os.waitpid(pid, 0)
+
+
+def _work(model: nn.Module, orders: int, answers: int, devices: int, pinned: bool, seed: int) -> None:
+    """One process of the bare loop: train ``devices`` times from the weights that came, answer the sum of changes."""
+    if pinned:
+        pin_malloc()
+    torch.manual_seed(seed)
+    train = read("digits", folder=Path(), seed=0).train
+    images = torch.tensor(train.image).float().reshape(-1, 1, 8, 8) / 255
+    labels = torch.tensor(train.label)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    model.requires_grad_(True).train()
+    while True:
+        start = _read(orders, count)
+        total = torch.zeros_like(start)
+        for _ in range(devices):
+            nn.utils.vector_to_parameters(start, model.parameters())
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            for _ in range(STEPS):
+                rows = torch.randint(0, len(labels), (BATCH,))
+                output = model(pixel_values=images[rows])
+                logits = output if isinstance(output, torch.Tensor) else output.logits
+                nn.functional.cross_entropy(logits, labels[rows]).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            total += _flat(model) - start
+        _write(answers, total)
+
+
+def _flat(model: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def _write(end: int, tensor: torch.Tensor) -> None:
+    data = memoryview(tensor.numpy()).cast("B")
+    while data:
+        data = data[os.write(end, data) :]
+
+
+def _read(end: int, count: int) -> torch.Tensor:
+    data = bytearray(4 * count)
+    view = memoryview(data)
+    while view:
+        got = os.readv(end, [view])
+        if not got:
+            os._exit(0)
+        view = view[got:]
+    return torch.frombuffer(data, dtype=torch.float32).clone()
+
+
+def cpu_seconds(pids: Iterator[int]) -> float:
+    """Processor time of processes and all their threads, from the scheduler's own counters."""
+    total = 0
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text().split()[0])
+            except OSError:
+                continue
+    return total / 1e9
+
+
+def tree(pid: int, without: set[int] = frozenset()) -> Iterator[int]:  # type: ignore[assignment]
+    """A process and all below it."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = [int(word) for word in children.read_text().split()]
+        except OSError:
+            continue
+        for child in found:
+            if child not in without:
+                yield from tree(child, without)
+
+
+def measure(model: str, wall: str, rounds: int, folder: Path) -> Pairs:
+    """Run both sides in turn; the first round of each, which still warms up, is not counted."""
+    names = {"vit-nano": "vit-nano", "mlp": "{name: 'tools.overhead:mlp', task: image-classification}"}
+
+    def make() -> nn.Module:
+        return Mlp() if model == "mlp" else load(model, "image-classification", classes=10, seed=0).model
+
+    torch.set_num_threads(1)
+    bare = Bare(make, pinned=wall != "none")
+    path = folder / f"{model}-{wall}.yaml"
+    path.write_text(
+        _FEDERATION.format(
+            model=names[model], devices=DEVICES, slots=SLOTS, wall=wall, rounds=rounds, steps=STEPS, batch=BATCH
+        )
+    )
+    pairs = Pairs()
+    mine = set(bare.pids)
+    began, spent = 0.0, 0.0
+
+    def say(line: str) -> None:
+        nonlocal began, spent
+        if " round " not in line or "answered" not in line:
+            print(line, file=sys.stderr)
+            return
+        now, used = time.perf_counter(), cpu_seconds(tree(os.getpid(), mine))
+        if began:
+            pairs.fedge.append(now - began)
+            pairs.fedge_cpu.append(used - spent)
+        before = cpu_seconds(iter(mine))
+        start = time.perf_counter()
+        bare.round()
+        if began:
+            pairs.bare.append(time.perf_counter() - start)
+            pairs.bare_cpu.append(cpu_seconds(iter(mine)) - before)
+        began, spent = time.perf_counter(), cpu_seconds(tree(os.getpid(), mine))
+
+    try:
+        up(path, (), Options(runs=folder / "runs", best_effort=wall == "none"), say)
+    finally:
+        bare.close()
+    return pairs
+
+
+def figures(found: dict[tuple[str, str], Pairs]) -> list[dict[str, Any]]:
+    """Ratios of wall time, processor time a visit, and what the pinned malloc costs on its own."""
+    lines: list[dict[str, Any]] = []
+
+    def add(name: str, values: list[float], unit: str, goal: float | None = None) -> None:
+        value = statistics.median(values)
+        line = {"name": name, "value": round(value, 3), "unit": unit, "spread": round(max(values) - min(values), 3)}
+        if goal is not None:
+            line |= {"goal": f"<= {goal:g}", "holds": value <= goal}
+        lines.append({**line, "n": len(values)})
+
+    for (model, wall), pairs in found.items():
+        setting = "malloc as glibc has it, no wall" if wall == "none" else "malloc pinned, wall up"
+        goal = 1.15 if model == "vit-nano" else None
+        add(f"round of {DEVICES} × {model} against the bare loop ({setting})", pairs.ratios, "×", goal)
+        goal = 1.0 if model == "mlp" else None
+        add(f"processor time a visit beyond the bare loop's, {model} ({setting})", pairs.extra_ms, "ms", goal)
+    for model in ("vit-nano", "mlp"):
+        pinned, free = found.get((model, "auto")), found.get((model, "none"))
+        if pinned and free:
+            rounds = zip(pinned.bare, free.bare, strict=False)
+            add(f"what pinned malloc costs the bare loop, {model}", [one / other for one, other in rounds], "×")
+    return lines
+
+
+def main() -> int:
+    """Measure and print; 0 when the goals hold."""
+    parser = argparse.ArgumentParser(prog="python -m tools.overhead", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="walls up only, fewer rounds")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each side; the first is not counted")
+    parser.add_argument("--only", choices=("vit-nano", "mlp"), help="one of the two models")
+    told = parser.parse_args()
+    rounds = 4 if told.quick else told.rounds
+    found: dict[tuple[str, str], Pairs] = {}
+    with tempfile.TemporaryDirectory(prefix="fedge-overhead-") as folder:
+        try:
+            for model in (told.only,) if told.only else ("vit-nano", "mlp"):
+                for wall in ("auto",) if told.quick else ("auto", "none"):
+                    found[model, wall] = measure(model, wall, rounds, Path(folder))
+        except FedgeError as error:
+            print(f"tools.overhead: {error}", file=sys.stderr)
+            return error.exit_code
+    lines = figures(found)
+    if told.json:
+        print(json.dumps({"figures": lines}, indent=2))
+    else:
+        for line in lines:
+            goal = f"  (goal {line['goal']})" if "goal" in line else ""
+            print(f"{line['name']}: {line['value']} {line['unit']}, spread {line['spread']}, n {line['n']}{goal}")
+    return 0 if all(line.get("holds", True) for line in lines) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
