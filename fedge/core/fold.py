@@ -1,4 +1,4 @@
-"""Folding of devices' tensors into one: weighted means, also where devices cover different parts.
+"""Folding of devices' tensors into one: weighted means, also where devices cover different parts, and sums of products.
 
 Replies are folded in the order in which they are given, which the coordinator makes device-id order, so that two runs
 give the same bits whatever the order of arrival.
@@ -6,13 +6,16 @@ give the same bits whatever the order of arrival.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fedge.core.payload import Tree
 from fedge.errors import MethodError
+
+#: The factors of one low-rank matrix ``B A``: ``A [rank, in]`` and ``B [out, rank]``.
+Pair = tuple[Tensor, Tensor]
 
 
 class Coverage:
@@ -50,7 +53,7 @@ class Coverage:
             self._totals[name] = total + weight
         else:
             if not isinstance(total, Tensor):
-                total = torch.full(full, total)
+                total = torch.full(full, total, dtype=self._sums[name].dtype)
             total[block] += weight
             self._totals[name] = total
 
@@ -82,3 +85,53 @@ def weighted_mean(replies: Iterable[tuple[float, Tree]]) -> Tree:
     if total <= 0:
         raise MethodError("a mean over replies whose weights add up to nothing")
     return {name: tensor / total for name, tensor in sums.items()}
+
+
+def stacked(terms: Iterable[tuple[float, Pair]]) -> Pair:
+    """``Σ w_k B_k A_k`` without any error, as factors whose rank is the sum of the terms' (FLoRA, arXiv 2409.05976).
+
+    The weight goes onto A alone: on both factors it would count squared.
+    """
+    held = list(terms)
+    return torch.cat([a * weight for weight, (a, _) in held]), torch.cat([b for _, (_, b) in held], dim=1)
+
+
+def covariance(terms: Sequence[tuple[float, Pair]]) -> Pair | None:
+    """``Σ p_k B_k A_k − B̄ Ā`` with ``p_k = w_k / Σ w``: by what the mean of factors misses the mean of products.
+
+    As factors of rank ``(K−1) r``: since ``Σ p_k (B_k − B̄) = 0``, it is ``Σ_{k<K} p_k (B_k − B̄)(A_k − A_K)``. None for
+    a single term, which misses nothing. All terms have one rank.
+    """
+    total = sum(weight for weight, _ in terms)
+    last, _ = terms[-1][1]
+    mean = sum(b * (weight / total) for weight, (_, b) in terms)
+    rest = [(weight / total, (a - last, b - mean)) for weight, (a, b) in terms[:-1]]
+    return stacked(rest) if rest else None
+
+
+def refactored(pair: Pair, rank: int | None = None) -> Pair:
+    """The best approximation of ``B A`` of a rank (None: itself), slots in the order of their singular values.
+
+    ``A`` gets orthonormal rows and ``B`` the singular values. By QR of both factors and an SVD no larger than their
+    rank, in float64; the same as an SVD of the dense product. There are ``min(rank, out, in)`` slots at most.
+    """
+    a, b = (factor.to(torch.float64) for factor in pair)
+    left, upper = torch.linalg.qr(b)
+    right, lower = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    new_a, new_b = (vh[:rank] @ right.T), left @ (u[:, :rank] * s[:rank])
+    return new_a.to(pair[0].dtype), new_b.to(pair[1].dtype)
+
+
+def padded(pair: Pair, rank: int) -> Pair:
+    """The same product at a higher rank: the further slots are zero."""
+    (a, b), more = pair, rank - len(pair[0])
+    if not more:
+        return pair
+    return torch.cat([a, a.new_zeros(more, a.shape[1])]), torch.cat([b, b.new_zeros(len(b), more)], dim=1)
+
+
+def product_norm(pair: Pair) -> Tensor:
+    """``‖B A‖_F`` without the product: ``‖BA‖² = trace((BᵀB)(AAᵀ))``."""
+    a, b = pair
+    return ((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from fedge.core.fold import Pair
+from fedge.core.payload import Tree
 from fedge.errors import MethodError, MissingError
 from fedge.models.anatomy import anatomy
-from fedge.models.names import RESTING, TRAINED, canonical
+from fedge.models.names import ADAPTER_PREFIX, RESTING, TRAINED, canonical
 from fedge.models.share import share
 
 #: Backbone class and the modules of a block that are adapted when nothing else is said: query and value.
@@ -100,6 +102,42 @@ def factors(model: nn.Module) -> dict[str, Factors]:
         b = [layer.lora_B[adapter].weight.detach() for adapter in layer.active_adapters]
         whole_a, whole_b = (a[0], b[0]) if len(a) == 1 else (torch.cat(a), torch.cat(b, dim=1))
         found[name] = Factors(whole_a, whole_b, float(layer.scaling[TRAINED]))
+    return found
+
+
+def paired(tree: Mapping[str, Tensor]) -> dict[str, Pair]:
+    """The adapters' factors among tensors by payload name, as (A, B) by the name of their module in the base."""
+    mark = ".lora_A.weight"
+    found = {}
+    for name, a in tree.items():
+        if name.endswith(mark):
+            module = name.removesuffix(mark)
+            found[module.removeprefix(ADAPTER_PREFIX)] = (a, tree[f"{module}.lora_B.weight"])
+    return found
+
+
+def named(pairs: Mapping[str, Pair]) -> Tree:
+    """The inverse of ``paired``: factors by payload name."""
+    return {
+        f"{ADAPTER_PREFIX}{module}.lora_{letter}.weight": factor
+        for module, pair in pairs.items()
+        for letter, factor in zip("AB", pair, strict=True)
+    }
+
+
+def absorbed(model: nn.Module, pairs: Mapping[str, Pair], weights: Mapping[str, Tensor]) -> Tree:
+    """The weights of the named modules with ``B A`` added, by payload name; nothing is written.
+
+    ``weights``: what stands for the model's own weights, by payload name, where that has moved before. The layer's
+    orientation is minded. Adapters that the model has are left out of it.
+    """
+    modules = {canonical(name): each for name, each in model.named_modules() if not isinstance(each, LoraLayer)}
+    found = {}
+    for name, (a, b) in pairs.items():
+        module: Any = modules[name]
+        old = weights.get(f"{name}.weight", module.weight.detach())
+        delta = (b @ a).to(old.dtype)
+        found[f"{name}.weight"] = old + (delta.T if _is_conv(module) else delta)
     return found
 
 

@@ -18,8 +18,9 @@ from fedge.models.share import persistent_buffers
 #: Names of the adapters inside peft's layers.
 TRAINED = "default"
 RESTING = "rest"
+#: What stands before a module's name in the names of its adapter.
+ADAPTER_PREFIX = "base_model.model."
 
-_ADAPTER_PREFIX = "base_model.model."
 _WRAPPING = ("base_layer", "modules_to_save")
 _ADAPTER_MARK = "lora_"
 
@@ -34,7 +35,7 @@ def canonical(name: str) -> str:
         if part not in _WRAPPING and not (inner and part in (TRAINED, RESTING)):
             kept.append(part)
         previous = part
-    return (_ADAPTER_PREFIX if adapter else "") + ".".join(kept)
+    return (ADAPTER_PREFIX if adapter else "") + ".".join(kept)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
