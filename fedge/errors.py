@@ -105,11 +105,17 @@ class Interrupted(FedgeError):
     exit_code = 130
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A hint that names the known word closest to ``word``, or None when nothing is close."""
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like ``word``, or None when none is close."""
     names = list(known)
     found = get_close_matches(word, names, n=1, cutoff=0.6)
     if not found:
         lowered = {name.lower(): name for name in names}
         found = [lowered[match] for match in get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)]
-    return f"did you mean '{found[0]}'?" if found else None
+    return found[0] if found else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """A hint that names the known word closest to ``word``, or None when nothing is close."""
+    found = closest(word, known)
+    return f"did you mean '{found}'?" if found else None

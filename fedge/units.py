@@ -39,6 +39,8 @@ class _Kind:
                 return Decimal(0)
             if number < 0:
                 raise ValueError(f"{shown}: {self.what} can't be negative")
+            if number == 0:
+                raise ValueError(f"{shown}: {self.what} can't be zero, and has a unit, such as '{self.example}'")
             raise ValueError(f"{shown}: a unit is missing; {shown}{self.propose}?")
         if not isinstance(given, str):
             raise ValueError(f"{shown}: expected {self.what} with its unit, such as '{self.example}'")
@@ -186,6 +188,8 @@ _BYTERATE = _Kind(
     propose="GB/s",
     most=1e16,
 )
+# 1:30 and 1m30s
+_SEVERAL = re.compile(r"\s*(\d+:\d+(:\d+)?|\d+\s*[A-Za-z]+\s*(\d+\s*[A-Za-z]+\s*)+)")
 _SECONDS = _Kind(
     what="a duration",
     units={
@@ -215,7 +219,9 @@ _FLOPS = _Kind(
         **{f"{p}FLOPs/s": f"{p}FLOP/s" for p in ("", "k", "M", "G", "T")},
     },
     wrong={f"{p}FLOP": f"a rate is per second; {{n}}{p}FLOP/s?" for p in ("", "k", "M", "G", "T")}
-    | {f"{p}Hz": f"{p}Hz is a clock rate, not compute; {{n}}{p}FLOP/s?" for p in ("", "k", "M", "G", "T")},
+    | {f"{p}Hz": f"{p}Hz is a clock rate, not compute; {{n}}{p}FLOP/s?" for p in ("", "k", "M", "G", "T")}
+    | {f"{p}OPS": f"{p}OPS counts small integers; what does it sustain in fp32, in GFLOP/s?" for p in ("G", "T")}
+    | dict.fromkeys(("core", "cores"), "say what the cores sustain together, such as {n}GFLOP/s"),
     propose="GFLOP/s",
     most=1e21,
 )
@@ -251,6 +257,8 @@ def parse_byterate(given: object) -> float:
 
 def parse_seconds(given: object, *, zero: bool = True) -> float:
     """A duration in seconds, from '40ms', '90s', '2min'."""
+    if isinstance(given, str) and _SEVERAL.fullmatch(given):
+        raise ValueError(f"{_shown(given)}: a duration is one number and one unit, such as 90s or 1.5min")
     return float(_SECONDS.read(given, zero))
 
 
@@ -279,7 +287,7 @@ def parse_share(given: object, *, zero: bool = True) -> float:
     if number < 0:
         raise ValueError(f"{shown}: a share can't be negative")
     if number > 1:
-        bare = f"; {shown}%?" if not shown.endswith("%") and number <= 100 else ""
+        bare = f"; {shown}%?" if not shown.endswith("%") and 2 <= number <= 100 else ""
         raise ValueError(f"{shown}: a share is at most 100%{bare}")
     if number == 0 and not zero:
         raise ValueError(f"{shown}: this share can't be zero")

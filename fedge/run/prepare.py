@@ -21,6 +21,7 @@ from fedge.plan.menu import menu_of, method_of
 from fedge.plan.trace import Setting
 from fedge.run.brief import Brief
 from fedge.spec.federation import FederationSpec
+from fedge.spec.stage import exits_last
 
 Say = Callable[[str], None]
 
@@ -129,13 +130,8 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
     for stage in spec.stages:
         method, variants = method_of(spec, stage, prepared.data.task.kind)
         if method.card.final != "plain" and stage.index != len(spec.stages) - 1:
-            raise ConfigError(
-                spec.problem(
-                    f"stages.{stage.index}.method",
-                    f"'{stage.method}' leaves a model with exits, on which no further stage can build",
-                    hint="make it the last stage",
-                )
-            )
+            message, hint = exits_last(stage.method)
+            raise ConfigError(spec.problem(f"stages.{stage.index}.method", message, hint=hint))
         server = stage.server
         optimizer = ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau)
         setting = Setting(

@@ -1,14 +1,13 @@
 """YAML to frozen values with the place of every mistake. Nothing here imports torch."""
 
 from fedge.spec.catalogue import Catalogue, MethodInfo, OptionInfo
+from fedge.spec.data import DataSpec, PartitionSpec
 from fedge.spec.device import DeviceSpec, LinkSpec, Profile
 from fedge.spec.federation import (
-    DataSpec,
     EmulationSpec,
     EvaluateSpec,
     FederationSpec,
     ModelSpec,
-    PartitionSpec,
     load_federation,
     resolved,
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedge.errors import nearest
 from fedge.spec.source import describe
+from fedge.spec.words import number_meant
 
 FILE = Path(__file__).resolve().parent.parent / "catalogue.json"
 
@@ -36,7 +37,8 @@ class OptionInfo:
         kind = kinds[0]
         if kind.startswith("list["):
             if not isinstance(given, (list, tuple)):
-                raise ValueError(f"expected a list, got {describe(given)}")
+                one = f"; [{given}]?" if isinstance(given, (int, str)) else ""
+                raise ValueError(f"expected a list, got {describe(given)}{one}")
             value: Any = tuple(_scalar(kind[5:-1], item) for item in given)
         else:
             value = _scalar(kind, given)
@@ -61,7 +63,8 @@ def _scalar(kind: str, given: object) -> Any:
         "str": isinstance(given, str),
     }
     if not right.get(kind, True):
-        raise ValueError(f"expected {_WORDS[kind]}, got {describe(given)}")
+        meant = number_meant(given, whole=kind == "int") if kind in ("int", "float") else ""
+        raise ValueError(f"expected {_WORDS[kind]}, got {describe(given)}{meant}")
     if kind == "float" and isinstance(given, (int, float)):
         if given != given or given in (float("inf"), float("-inf")) or abs(given) > 1e300:
             raise ValueError(f"expected a finite number, got {describe(given)}")

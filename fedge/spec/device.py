@@ -91,8 +91,13 @@ class Network(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, given: Any) -> Any:
-        if isinstance(given, (str, Mapping)):
-            return {"name": given} if isinstance(given, str) else given
+        if isinstance(given, str):
+            return {"name": given}
+        if isinstance(given, Mapping):
+            named = next((name for name in given if name in load_links()), None)
+            if named is not None:
+                raise ValueError(f"'{named}' is a link class's name, not a key; {{name: {named}, loss: 1%}}?")
+            return given
         raise ValueError(f"expected the name of a link class or a mapping, got {describe(given)}")
 
 
@@ -218,10 +223,14 @@ def find_profile(word: str, folder: Path) -> tuple[str, Profile]:
         return word, _bundled(word)
     path = beside(folder, word)
     if path.suffix in (".yaml", ".yml") or "/" in word:
+        if path.is_dir():
+            raise ConfigError(Problem(f"is a folder, and a profile is a YAML file: {path}"))
         if not path.is_file():
-            raise ConfigError(Problem(f"no such file: {path}"))
+            near = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            raise ConfigError(Problem(f"no such file: {path}", hint=nearest(path.name, near)))
         return str(path), load_profile(path)
-    hint = nearest(word, shipped.names("devices")) or "`fedge devices` lists them; or give the path of a YAML file"
+    like = re.sub(r"[_ ]+", "-", word.lower())
+    hint = nearest(like, shipped.names("devices")) or "`fedge devices` lists them; or give the path of a YAML file"
     raise ConfigError(Problem(f"no device profile '{word}'", hint=hint))
 
 
@@ -308,6 +317,8 @@ def _link(network: Network, at: str, source: Source) -> LinkSpec | None:
         known = load_links().get(network.name)
         if known is None:
             close = nearest(network.name, load_links()) or f"known: {', '.join(load_links())}"
+            if re.match(r"\d+(\.\d+)?\s*[kMG]?(bit|bps|b|B)", network.name):
+                close = "a rate of one's own stands in {down: 30Mbit/s, up: 8Mbit/s, latency: 40ms}"
             source.report(at, f"no link class '{network.name}'", hint=close)
             return None
         values = {part: getattr(known, part) for part in ("down", "up", "latency", "jitter", "loss")}

@@ -14,11 +14,12 @@ from pydantic import model_validator
 from fedge import units
 from fedge.errors import ConfigError, Problem, nearest
 from fedge.spec import catalogue as catalogues
+from fedge.spec.data import DataSpec
 from fedge.spec.device import DeviceSpec, Group, check_names, expand
-from fedge.spec.source import Source, beside, describe, override, read_yaml
+from fedge.spec.overrides import override
+from fedge.spec.source import Source, beside, describe, read_yaml
 from fedge.spec.stage import STAGES, StageSpec, read_stages, write_stage
 from fedge.spec.values import (
-    SHARE_SCHEMA,
     Check,
     Flag,
     S,
@@ -27,11 +28,13 @@ from fedge.spec.values import (
     Timeout,
     integer,
     key,
+    known_keys,
     one_of,
     read,
-    real,
+    unknown_key,
     whole,
 )
+from fedge.spec.words import guess
 
 TASKS = ("image-classification", "text-classification", "causal-lm", "masked-lm")
 # names that mean the same whatever lies beside the file; the models' and data's rooms have what they stand for
@@ -59,120 +62,6 @@ class ModelSpec(Section):
         if not isinstance(given, Mapping):
             raise ValueError(f"expected a name or a mapping, got {describe(given)}")
         return given
-
-
-@dataclass(frozen=True)
-class PartitionSpec:
-    """How rows are dealt to devices: iid; dirichlet with its alpha; shards a device; by a column."""
-
-    kind: str = "iid"
-    value: float | int | str | None = None
-
-
-def _partition(given: object) -> PartitionSpec:
-    kinds = ("iid", "dirichlet", "shards", "by")
-    if isinstance(given, PartitionSpec):
-        return given
-    if given == "iid":
-        return PartitionSpec()
-    if isinstance(given, str):
-        examples = {"dirichlet": "{dirichlet: 0.3}", "shards": "{shards: 2}", "by": "{by: hospital}"}
-        if given in examples:
-            raise ValueError(f"{given} needs its value: {examples[given]}")
-        close = nearest(given, kinds)
-        raise ValueError(
-            f"expected iid, {', '.join(examples.values())}, got {describe(given)}" + (f"; {close}" if close else "")
-        )
-    if not isinstance(given, Mapping) or len(given) != 1:
-        got = f"{len(given)} keys" if isinstance(given, Mapping) else describe(given)
-        raise ValueError(f"expected iid, {{dirichlet: 0.3}}, {{shards: 2}} or {{by: hospital}}, got {got}")
-    kind, value = next(iter(given.items()))
-    try:
-        if kind == "dirichlet":
-            return PartitionSpec(kind, real(value, 0, 1e6, above=True))
-        if kind == "shards":
-            return PartitionSpec(kind, whole(value, least=1, most=100_000))
-        if kind == "by" and isinstance(value, str) and value:
-            return PartitionSpec(kind, value)
-        if kind == "by":
-            raise ValueError(f"expected a column's name, got {describe(value)}")
-    except ValueError as error:
-        raise ValueError(f"{kind}: {error}") from None
-    close = nearest(kind, kinds)
-    raise ValueError(f"no partition '{kind}'; known: {', '.join(kinds)}" + (f"; {close}" if close else ""))
-
-
-def _write_partition(spec: PartitionSpec) -> Any:
-    return spec.kind if spec.value is None else {spec.kind: spec.value}
-
-
-_PARTITION_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"const": "iid"},
-        *(
-            {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
-            for name, schema in {
-                "dirichlet": {"type": "number", "exclusiveMinimum": 0},
-                "shards": {"type": "integer", "minimum": 1},
-                "by": {"type": "string"},
-            }.items()
-        ),
-    ]
-}
-
-
-def _test(given: object) -> float | str:
-    if isinstance(given, str) and given.strip() and not given.strip().endswith("%"):
-        return given
-    share = units.parse_share(given, zero=False)
-    if share == 1:
-        raise ValueError("100%: nothing is left to train on")
-    return share
-
-
-def _local_test(given: object) -> float | str:
-    if given == "label_mix":
-        return "label_mix"
-    if isinstance(given, str) and not given.strip().endswith("%"):
-        raise ValueError(f"expected label_mix or a share, such as 20%, got {describe(given)}")
-    return _test(given)
-
-
-def _write_share(value: float | str) -> str:
-    return value if isinstance(value, str) else units.format_share(value)
-
-
-class DataSpec(Section):
-    """The data set, its columns, and how its rows are dealt to the devices."""
-
-    dataset: Text = key("a bundled name, a file (csv, jsonl, parquet, npz), an image folder, or a Hub id")
-    text: Text | None = key("column that holds the text", None)
-    label: Text | None = key("column that holds the label", None)
-    image: Text | None = key("column that holds the image", None)
-    client: Text | None = key("column that names whose row it is", None)
-    format: Text | None = key("the file's format, where its name doesn't say", None)
-    test: (
-        Annotated[float | str, Check(_test, {"anyOf": [*SHARE_SCHEMA["anyOf"], {"type": "string"}]}, _write_share)]
-        | None
-    ) = key("test rows: a share of the data, such as 20%, or a file", None)
-    length: Annotated[int, integer(1, 1_000_000)] = key("tokens that a text is cut or padded to", 128)
-    rows: Annotated[int, integer(1)] | None = key("use no more training rows than this", None)
-    partition: Annotated[PartitionSpec, Check(_partition, _PARTITION_SCHEMA, _write_partition)] = key(
-        "how rows are dealt to devices", PartitionSpec()
-    )
-    public: Annotated[int, integer(0)] = key("rows that server and devices share, for distillation", 0)
-    local_test: Annotated[
-        float | str,
-        Check(_local_test, {"anyOf": [{"const": "label_mix"}, *SHARE_SCHEMA["anyOf"]]}, _write_share),
-    ] = key(
-        "a device's own test: label_mix reweights the test rows by its labels; a share keeps some of its rows",
-        "label_mix",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, given: Any) -> Any:
-        return {"dataset": given} if isinstance(given, str) else given
 
 
 def _slots(given: object) -> int | str:
@@ -294,7 +183,7 @@ def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalo
     for name in data:
         # x-…: room for the user's own, anchors most of all, as compose has it
         if name not in KEYS and not name.startswith("x-"):
-            source.report(name, "unknown key", hint=nearest(name, KEYS) or f"known here: {', '.join(KEYS)}")
+            unknown_key(name, data[name], list(KEYS), source)
     name = _name(data.get("name"), stem, source)
     seed = _seed(data.get("seed", 0), source)
     model = _needed(ModelSpec, "model", data, source)
@@ -359,12 +248,17 @@ def _groups(given: object, source: Source, folder: Path) -> dict[str, Group]:
         source.report("devices", "no devices", hint="such as `pi: {profile: pi-4b-4g, count: 4}`")
         return {}
     if not isinstance(given, Mapping):
-        source.report("devices", f"expected a mapping of groups, got {describe(given)}")
+        hint = "a name and then what it is, such as `pi: {profile: pi-4b-4g, count: 4}`"
+        source.report("devices", f"expected a mapping of groups, got {describe(given)}", hint=hint)
+        return {}
+    if _dedented(given, source):
         return {}
     groups = {}
     for name, body in given.items():
         at = f"devices.{name}"
-        if not re.fullmatch(_GROUP_NAME, name):
+        if isinstance(body, str) and guess(body, known_keys(Group)).key and ":" in body:
+            source.report(at, f"expected a mapping, got {describe(body)}", hint="a space is missing after the ':'")
+        elif not re.fullmatch(_GROUP_NAME, name):
             hint = "letters, digits, - and _, at most 48: it becomes the name of files"
             source.report(at, "not a name for devices", hint=hint)
         elif isinstance(body, str):
@@ -376,13 +270,24 @@ def _groups(given: object, source: Source, folder: Path) -> dict[str, Group]:
     return groups
 
 
+def _dedented(given: Mapping[str, Any], source: Source) -> bool:
+    """Whether a group's keys stand beside its name and not below it; reported if so."""
+    empty = [name for name, body in given.items() if body is None]
+    stray = [name for name in given if name in known_keys(Group) and not isinstance(given[name], Mapping)]
+    if not empty or not stray:
+        return False
+    hint = f"indent {', '.join(stray)} further than '{empty[0]}'"
+    source.report(f"devices.{stray[0]}", f"stands beside the group '{empty[0]}', not below it", hint=hint)
+    return True
+
+
 # The names below are looked up in the raw values, so that one wrong key in a section doesn't hide a missing file.
 
 
 def _model_path(model: ModelSpec | None, given: object, folder: Path, source: Source) -> ModelSpec | None:
     at = "model.name" if isinstance(given, Mapping) else "model"
     name = given.get("name") if isinstance(given, Mapping) else given
-    if not isinstance(name, str) or not name.strip() or name in BUNDLED_MODELS:
+    if not isinstance(name, str) or not name.strip() or "${" in name or name in BUNDLED_MODELS:
         return model
     path = beside(folder, name)
     if path.is_dir():
@@ -398,7 +303,7 @@ def _data_paths(data: DataSpec | None, given: object, folder: Path, source: Sour
     at = "data.dataset" if isinstance(given, Mapping) else "data"
     dataset = given.get("dataset") if isinstance(given, Mapping) else given
     update: dict[str, Any] = {}
-    if isinstance(dataset, str) and dataset.strip():
+    if isinstance(dataset, str) and dataset.strip() and "${" not in dataset:
         update["dataset"] = _file(dataset, at, folder, source)
     test = given.get("test") if isinstance(given, Mapping) else None
     if isinstance(test, str) and test.strip() and not re.fullmatch(r"[\d.+-]+\s*%?|.*%", test.strip()):
@@ -411,6 +316,8 @@ def _file(name: str, at: str, folder: Path, source: Source, *, must: bool = Fals
     if not must and (name in BUNDLED_DATASETS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)):
         return name
     path = beside(folder, name)
+    if must and path.is_dir():
+        source.report(at, "is a folder, not a file of test rows", hint="or a share of the data, such as 20%")
     if path.exists():
         return str(path)
     looks = must or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(_FILES)
@@ -427,7 +334,9 @@ def _cohorts(stages: tuple[StageSpec, ...], devices: int, source: Source) -> Non
             source.report(f"{at}.cohort", f"{stage.cohort} devices are asked each round, but there are {devices}")
         asked = min(stage.cohort or devices, devices)
         if isinstance(stage.quorum, int) and stage.quorum > asked:
-            source.report(f"{at}.quorum", f"{stage.quorum} answers are needed, but {asked} devices are asked")
+            hint = f"{stage.quorum}%?" if 10 <= stage.quorum <= 100 else None
+            message = f"{stage.quorum} answers are needed, but {asked} devices are asked"
+            source.report(f"{at}.quorum", message, hint=hint)
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

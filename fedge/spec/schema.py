@@ -9,8 +9,9 @@ from pydantic.json_schema import models_json_schema
 
 from fedge.spec import catalogue as catalogues
 from fedge.spec.catalogue import Catalogue, MethodInfo, OptionInfo
+from fedge.spec.data import DataSpec
 from fedge.spec.device import Group, LinkClass, Network, Profile, bundled_profiles, load_links
-from fedge.spec.federation import KEYS, DataSpec, EmulationSpec, EvaluateSpec, ModelSpec
+from fedge.spec.federation import KEYS, EmulationSpec, EvaluateSpec, ModelSpec
 from fedge.spec.stage import STAGES, StageKeys
 from fedge.spec.values import Section
 

@@ -6,6 +6,7 @@ merge keys work; a key given twice is a mistake.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,16 @@ from typing import Any
 import yaml
 
 from fedge.errors import ConfigError, Problem
+from fedge.spec.syntax import explain
 
 Keys = tuple[str | int, ...]
 
 # an alias inside an alias inside an alias … can ask for more values than a machine holds
 _MOST_VALUES = 100_000
 _DEEPEST = 100
+# the parsers go as deep as the file does, and libyaml's ends the process where the stack ends
+_SHALLOW = 5000
+_LARGEST = 4 << 20
 
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -83,6 +88,7 @@ class Source:
     data: Any = None
     places: dict[str, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)  # keys about which all is said
 
     def place(self, path: str) -> Place:
         """The place of the key, or of the nearest one above it that was written."""
@@ -95,7 +101,8 @@ class Source:
         return Problem(message, file=place.file, line=place.line, column=place.column, key=path or None, hint=hint)
 
     def report(self, path: str, message: str, *, hint: str | None = None) -> None:
-        self.problems.append(self.problem(path, message, hint=hint))
+        if not any(path == told or path.startswith(f"{told}.") for told in self.told):
+            self.problems.append(self.problem(path, message, hint=hint))
 
     def raise_problems(self) -> None:
         """Raise a ConfigError with every problem, in the order of the file; what ``--set`` brought comes last."""
@@ -113,19 +120,7 @@ def read_yaml(path: Path, *, what: str = "federation") -> Source:
     Raises ConfigError when there is no such file, or it isn't UTF-8, YAML, or a mapping.
     """
     name = str(path)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(Problem("no such file", file=name)) from None
-    except IsADirectoryError:
-        raise ConfigError(Problem("is a folder, not a file", file=name)) from None
-    except OSError as error:
-        raise ConfigError(Problem(f"can't be read: {error.strerror}", file=name)) from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(Problem("is not UTF-8 text", file=name, line=line)) from None
+    text = _decoded(_bytes_of(path, name, what), name)
     source = parse_yaml(text, name)
     if source.data is None:
         raise ConfigError(Problem(f"is empty; a {what} starts with its keys", file=name, line=1))
@@ -136,48 +131,70 @@ def read_yaml(path: Path, *, what: str = "federation") -> Source:
     return source
 
 
+def _bytes_of(path: Path, name: str, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
+    except FileNotFoundError:
+        raise ConfigError(Problem("no such file", file=name)) from None
+    except IsADirectoryError:
+        raise ConfigError(Problem("is a folder, not a file", file=name)) from None
+    except OSError as error:
+        raise ConfigError(Problem(f"can't be read: {error.strerror}", file=name)) from None
+    if len(raw) > _LARGEST:
+        raise ConfigError(Problem(f"is larger than {_LARGEST >> 20} MiB; a {what} is a page of text", file=name))
+    return raw
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        hint = "it is UTF-16, as Windows' shell writes it; save it as UTF-8" if wide else "save it as UTF-8"
+        raise ConfigError(Problem("is not UTF-8 text", file=name, line=line, hint=hint)) from None
+
+
 def parse_yaml(text: str, file: str) -> Source:
     """Parse YAML text; raises ConfigError where it isn't YAML. Duplicate keys land in ``problems``."""
     try:
         try:
+            _check_depth(text, file)
             loader = _FastLoader(text)
             node = loader.get_single_node()
         except (yaml.YAMLError, UnicodeError):
             loader = _Loader(text)
             node = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise ConfigError(_syntax(error, text, file)) from None
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(Problem(f"isn't YAML that can be read: {type(error).__name__}", file=file)) from None
+        raise ConfigError(explain(error, text, file)) from None
+    except RecursionError:
+        raise ConfigError(Problem(f"nested more than {_DEEPEST} deep", file=file)) from None
+    except ValueError as error:
+        raise ConfigError(Problem(f"isn't YAML that can be read: {error}", file=file)) from None
     source = Source(file)
     if node is not None:
         source.data = _Builder(loader, source).build(node, (), None)
     return source
 
 
-def _syntax(error: yaml.YAMLError, text: str, file: str) -> Problem:
-    if isinstance(error, yaml.reader.ReaderError):
-        line = text[: error.position].count("\n") + 1
-        character = chr(error.character) if isinstance(error.character, int) else error.character
-        return Problem(f"a character that YAML doesn't allow: {character!r}", file=file, line=line)
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    what = getattr(error, "problem", None) or str(error)
-    if mark is None:
-        return Problem(f"isn't YAML: {what}", file=file)
-    hint = None
-    lines = text.splitlines()
-    here = lines[mark.line] if mark.line < len(lines) else ""
-    if "\t" in here[: mark.column + 1]:
-        what, hint = "a tab where YAML wants spaces", "indent with spaces"
-    elif "mapping values are not allowed" in what:
-        what, hint = "a ':' that doesn't fit here", "is a quote missing, or is the line above indented differently?"
-    elif "found undefined alias" in what:
-        what = what.replace("found undefined alias", "no anchor of the name")
-    elif "while parsing a flow" in str(getattr(error, "context", "")) and getattr(error, "context_mark", None):
-        hint = f"the bracket opened on line {error.context_mark.line + 1} is not closed"
-    elif isinstance(error, yaml.composer.ComposerError) and "document" in what:
-        what = "a second document; one file holds one"
-    return Problem(f"isn't YAML: {what}", file=file, line=mark.line + 1, column=mark.column + 1, hint=hint)
+def _check_depth(text: str, file: str) -> None:
+    """Refuse what is nested too deep before the whole of it is read; a short text can't be so deep as to matter."""
+    if len(text) <= _SHALLOW:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_FastLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                mark = event.start_mark
+                raise ConfigError(_too_deep(Place(file, mark.line + 1, mark.column + 1)))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _too_deep(place: Place) -> Problem:
+    return Problem(f"nested more than {_DEEPEST} deep", file=place.file, line=place.line, column=place.column)
 
 
 class _Builder:
@@ -194,10 +211,12 @@ class _Builder:
         self.source.places[dotted(path)] = place
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path, place)
-        if id(node) in self.open or len(path) > _DEEPEST:
-            raise ConfigError(
-                Problem("contains itself, or is nested too deep", file=place.file, line=place.line, column=place.column)
-            )
+        if len(path) > _DEEPEST:
+            raise ConfigError(_too_deep(place))
+        if id(node) in self.open:
+            self._wrong(node, "contains itself, by its own anchor", path)
+            self.source.told.add(dotted(path))
+            return None
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -220,10 +239,14 @@ class _Builder:
             return self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError):
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            message = f"the value '{node.value[:40]}' can't be read as {tag}"
+            if tag.startswith("!!"):
+                message, hint = f"the value '{node.value[:40]}' can't be read as {tag}", None
+            else:
+                message, hint = f"no tag '{tag[:40]}' is known here", "a value that begins with '!' stands in quotes"
             self.source.problems.append(
-                Problem(message, file=place.file, line=place.line, column=place.column, key=dotted(path) or None)
+                Problem(message, place.file, place.line, place.column, key=dotted(path) or None, hint=hint)
             )
+            self.source.told.add(dotted(path))
             return None
 
     def _mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
@@ -232,42 +255,33 @@ class _Builder:
         lines: dict[str, int] = {}
         for key, value in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
-                merged += self._merge(value)
+                merged += self._merge(value, path)
                 continue
-            name = self._key(key)
+            name = self._key(key, path)
+            if name is None:
+                continue
             if name in lines:
-                mark = key.start_mark
-                self.source.problems.append(
-                    Problem(
-                        f"given twice; the first is on line {lines[name]}",
-                        file=self.source.file,
-                        line=mark.line + 1,
-                        column=mark.column + 1,
-                        key=dotted((*path, name)),
-                    )
-                )
+                self._wrong(key, f"given twice; the first is on line {lines[name]}", (*path, name))
                 continue
             lines[name] = key.start_mark.line + 1
             own[name] = self.build(value, (*path, name), key)
         for key, value in merged:
-            name = self._key(key)
-            if name not in own:
+            name = self._key(key, path)
+            if name is not None and name not in own:
                 own[name] = self.build(value, (*path, name), key)
         return own
 
-    def _merge(self, value: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
+    def _merge(self, value: yaml.Node, path: Keys) -> list[tuple[yaml.Node, yaml.Node]]:
         nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
         pairs: list[tuple[yaml.Node, yaml.Node]] = []
         for node in nodes:
             if not isinstance(node, yaml.MappingNode) or id(node) in self.open:
-                mark = value.start_mark
-                raise ConfigError(
-                    Problem("'<<' wants a mapping", file=self.source.file, line=mark.line + 1, column=mark.column + 1)
-                )
+                self._wrong(value, "'<<' wants a mapping, such as the anchor of one: `<<: *name`", (*path, "<<"))
+                continue
             self.open.add(id(node))
             for key, inner in node.value:
                 if key.tag == "tag:yaml.org,2002:merge":
-                    pairs += self._merge(inner)
+                    pairs += self._merge(inner, path)
                 else:
                     pairs.append((key, inner))
             self.open.discard(id(node))
@@ -275,13 +289,23 @@ class _Builder:
                 raise ConfigError(Problem(f"more than {_MOST_VALUES} values", file=self.source.file))
         return pairs
 
-    def _key(self, key: yaml.Node) -> str:
-        if not isinstance(key, yaml.ScalarNode):
-            mark = key.start_mark
-            raise ConfigError(
-                Problem("a key must be a word", file=self.source.file, line=mark.line + 1, column=mark.column + 1)
-            )
-        return str(key.value)
+    def _key(self, key: yaml.Node, path: Keys) -> str | None:
+        if isinstance(key, yaml.ScalarNode):
+            return str(key.value)
+        # `{{ name }}` is a mapping as the key of a mapping
+        template = isinstance(key, yaml.MappingNode) and key.flow_style
+        hint = "a template is not filled in; `--set KEY=VALUE` gives a value" if template else None
+        self._wrong(key, "a key must be a word", path, hint)
+        if path:
+            self.source.told.add(dotted(path))
+        return None
+
+    def _wrong(self, node: yaml.Node, message: str, path: Keys, hint: str | None = None) -> None:
+        """Note a mistake where the node stands."""
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        self.source.problems.append(
+            Problem(message, self.source.file, line, column, key=dotted(path) or None, hint=hint)
+        )
 
 
 def describe(value: object) -> str:
@@ -297,110 +321,6 @@ def describe(value: object) -> str:
         return f"the text '{value if len(value) <= 40 else value[:37] + '...'}'"
     if isinstance(value, Mapping):
         return "a mapping"
+    if isinstance(value, bytes):
+        return "binary data"
     return "a list" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
-
-
-# a short form in the file, and the key that it stands for: so that `--set model.task=…` works over `model: name`
-_SHORT: dict[Keys, str] = {("model",): "name", ("devices", "*", "network"): "name"}
-
-
-def override(source: Source, overrides: Sequence[str] | Mapping[str, object]) -> None:
-    """Lay ``a.b.c=value`` over the data; what doesn't fit is added to ``source.problems``."""
-    for item in _pairs(source, overrides):
-        _apply(source, *item)
-
-
-def _pairs(source: Source, overrides: Sequence[str] | Mapping[str, object]) -> list[tuple[str, str, Any]]:
-    if isinstance(overrides, Mapping):
-        return [(f"--set {path}", path, value) for path, value in overrides.items()]
-    pairs = []
-    for text in [overrides] if isinstance(overrides, str) else overrides:
-        label = f"--set {text}"
-        path, equals, value = text.partition("=")
-        if not equals or not path.strip():
-            source.problems.append(Problem("expected KEY=VALUE, such as seed=3", file=label))
-            continue
-        try:
-            parsed = parse_yaml(value, label)
-        except ConfigError as error:
-            problem = error.problems[0]
-            source.problems.append(Problem(problem.message, file=label, hint=problem.hint))
-            continue
-        source.problems += [Problem(p.message, file=label) for p in parsed.problems]
-        pairs.append((label, path.strip(), parsed.data))
-    return pairs
-
-
-def _apply(source: Source, label: str, path: str, value: Any) -> None:
-    at: Any = source.data
-    done: Keys = ()
-    words = path.split(".")
-    if "" in words:
-        source.problems.append(Problem("an empty word between two dots", file=label))
-        return
-    try:
-        words = _stage_words(source.data, words)
-        for index, word in enumerate(words):
-            last = index == len(words) - 1
-            key: str | int = word
-            if isinstance(at, list):
-                if not word.isdecimal() or int(word) >= len(at):
-                    wanted = f"a number from 0 to {len(at) - 1}" if at else "nothing, the list is empty"
-                    raise ValueError(f"'{dotted(done)}' is a list: expected {wanted}, not '{word}'")
-                key = int(word)
-            elif not isinstance(at, dict):
-                raise ValueError(f"'{dotted(done)}' is {describe(at)} in the file; set it as a whole")
-            done = (*done, key)
-            if last:
-                at[key] = value
-            else:
-                below = at[key] if isinstance(key, int) else at.get(key)
-                if below is None:
-                    below = {}
-                elif isinstance(below, str) and (short := _short(done)):
-                    below = {short: below}
-                elif isinstance(below, (dict, list)):
-                    # an anchor's value may stand in several places; only this one is meant
-                    below = dict(below) if isinstance(below, dict) else list(below)
-                at[key] = below
-                at = below
-    except ValueError as error:
-        source.problems.append(Problem(str(error), file=label))
-        return
-    _cover(source, done, label, value)
-
-
-def _cover(source: Source, done: Keys, label: str, value: Any) -> None:
-    prefix = dotted(done)
-    for known in [p for p in source.places if p == prefix or p.startswith(prefix + ".")]:
-        del source.places[known]
-    for length in range(1, len(done)):
-        source.places.setdefault(dotted(done[:length]), Place(label))
-    source.places[prefix] = Place(label)
-
-
-def _short(keys: Keys) -> str | None:
-    for pattern, name in _SHORT.items():
-        if len(pattern) == len(keys) and all(p in ("*", k) for p, k in zip(pattern, keys, strict=True)):
-            return name
-    return None
-
-
-def _stage_words(data: Any, words: list[str]) -> list[str]:
-    """``stages.customize.rounds`` and ``stages.1.rounds`` both to ``stages.1.customize.rounds``."""
-    stages = data.get("stages") if isinstance(data, dict) else None
-    if words[0] != "stages" or len(words) < 2 or not isinstance(stages, list):
-        return words
-    kinds = [next(iter(s)) if isinstance(s, dict) and len(s) == 1 else None for s in stages]
-    word, rest = words[1], words[2:]
-    if not word.isdecimal():
-        found = [index for index, kind in enumerate(kinds) if kind == word]
-        if len(found) != 1:
-            there = ", ".join(f"{index} ({kind})" for index, kind in enumerate(kinds))
-            many = f"{len(found)} stages are '{word}'" if found else f"no stage is '{word}'"
-            raise ValueError(f"{many}; name one by its number: {there}")
-        return ["stages", str(found[0]), word, *rest]
-    kind = kinds[int(word)] if int(word) < len(kinds) else None
-    if rest and kind is not None and rest[0] != kind:
-        return ["stages", word, kind, *rest]
-    return words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from fedge.spec.values import (
     read,
     whole,
 )
+from fedge.spec.words import guess
 
 STAGES = ("train", "customize", "deploy")
 PREFER = ("quality", "time", "bytes", "energy")
@@ -88,7 +89,9 @@ class StageKeys(Section):
     """The keys that every stage takes beside its method's own."""
 
     method: Text = key("a method (see `fedge methods`), auto to let each device pick, or module:function")
-    candidates: list[Any] | None = key("for auto: the methods on offer, plain or as {lora: {rank: 4}}", None)
+    candidates: Annotated[Any, Check(lambda given: given, {"type": "array", "minItems": 1})] = key(
+        "for auto: the methods on offer, plain or as {lora: {rank: 4}}", None
+    )
     prefer: Annotated[str, one_of(*PREFER)] = key("for auto: what a device looks for among those it affords", "quality")
     pick: Annotated[str, one_of("auto", "richest")] = key(
         "auto: a device takes the best variant that fits; richest: it takes the largest and the memory wall decides",
@@ -150,7 +153,9 @@ def read_stages(given: object, source: Source, catalogue: Catalogue) -> tuple[St
         source.report("stages", "this key is needed", hint="a list of train, customize and deploy steps")
         return ()
     if not isinstance(given, list):
-        source.report("stages", f"expected a list, got {describe(given)}", hint="each stage begins with '- '")
+        tight = isinstance(given, Mapping) and any(name.startswith("-") for name in given)
+        hint = "a space is missing after the '-'" if tight else "each stage begins with '- ', such as `- train: {…}`"
+        source.report("stages", f"expected a list, got {describe(given)}", hint=hint)
         return ()
     if not given:
         source.report("stages", "no stages", hint="give at least one of train, customize, deploy")
@@ -159,24 +164,58 @@ def read_stages(given: object, source: Source, catalogue: Catalogue) -> tuple[St
         stage = _read_stage(item, index, source, catalogue)
         if stage is not None:
             found.append(stage)
+    _check_order(found, len(given), source, catalogue)
     return tuple(found)
 
 
 def _read_stage(item: object, index: int, source: Source, catalogue: Catalogue) -> StageSpec | None:
     at = f"stages.{index}"
     if not isinstance(item, Mapping) or len(item) != 1:
-        got = f"{len(item)} keys" if isinstance(item, Mapping) else describe(item)
-        hint = f"one of {', '.join(STAGES)}, and its keys indented below it"
-        source.report(at, f"expected one stage, got {got}", hint=hint)
+        _report_shape(item, at, source)
         return None
     word, body = next(iter(item.items()))
     if word not in STAGES:
-        source.report(f"{at}.{word}", "unknown stage", hint=nearest(word, STAGES) or f"known: {', '.join(STAGES)}")
+        hint = guess(word, STAGES).hint or f"known: {', '.join(STAGES)}"
+        source.report(f"{at}.{word}", "unknown stage", hint=hint)
         return None
     if body is not None and not isinstance(body, Mapping):
-        source.report(at, f"expected a mapping, got {describe(body)}", hint=f"{word}: {{method: …}}")
+        method = body if isinstance(body, str) and re.fullmatch(r"[\w.:-]+", body) else "…"
+        hint = f"{word}: {{method: {method}}}"
+        if isinstance(body, list):
+            hint = "leave out the '- ' before the stage's keys"
+        source.report(at, f"expected a mapping, got {describe(body)}", hint=hint)
         return None
     return _Reader(word, index, at, source, catalogue).read(dict(body or {}))
+
+
+def exits_last(word: str) -> tuple[str, str]:
+    """What to say of a method whose model has exits in a stage that isn't the last: the message, and a hint."""
+    message = f"'{word}' leaves a model with exits, on which no further stage can build"
+    return message, "make it the last stage"
+
+
+def _check_order(stages: Sequence[StageSpec], count: int, source: Source, catalogue: Catalogue) -> None:
+    for stage in stages:
+        finals = {info.final for name, _ in stage.methods() if (info := catalogue.find(name)) is not None}
+        if stage.index < count - 1 and finals - {"plain", None}:
+            message, hint = exits_last(stage.method)
+            source.report(f"stages.{stage.index}.method", message, hint=hint)
+
+
+def _report_shape(item: object, at: str, source: Source) -> None:
+    stages = [word for word in item if word in STAGES] if isinstance(item, Mapping) else []
+    if not isinstance(item, Mapping) or not item:
+        hint = f"one of {', '.join(STAGES)}, and its keys indented below it"
+        source.report(at, f"expected one stage, got {describe(item)}", hint=hint)
+    elif len(stages) == 1 and item[stages[0]] is None:
+        rest = ", ".join(word for word in item if word != stages[0])
+        source.report(at, f"the stage's keys stand beside '{stages[0]}', not below it", hint=f"indent {rest} further")
+    elif stages:
+        got = ", ".join(item)
+        source.report(at, f"expected one stage, got the keys {got}", hint="a '- ' for each stage")
+    else:
+        hint = f"one of {', '.join(STAGES)} first, such as `- train: {{{next(iter(item))}: …}}`"
+        source.report(at, f"expected one stage, got the keys {', '.join(item)}", hint=hint)
 
 
 class _Reader:
@@ -193,6 +232,13 @@ class _Reader:
                 self.source.report(f"{self.at}.{name}", f"{what} are not built yet", hint="leave the key out")
         own = stage_keys()
         rest = {name: value for name, value in body.items() if name not in own}
+        if isinstance(body.get("method"), list):
+            self.source.told.add(f"{self.at}.method")
+            hint = "to let each device pick: {method: auto, candidates: [lora, head]}"
+            self.source.problems.append(self.source.problem(f"{self.at}.method", "expected one method", hint=hint))
+        for name, value in rest.items():
+            if (meant := guess(name, own, value).key) is not None and meant not in body:
+                self.source.told.add(f"{self.at}.{meant}")
         keys = read(StageKeys, {name: value for name, value in body.items() if name in own}, self.at, self.source)
         method = keys.method if keys else body.get("method")
         if not isinstance(method, str):
@@ -235,7 +281,7 @@ class _Reader:
                 shared[name] = value
             elif known:
                 fields = {field for _, info, _ in offers if info for field in info.fields}
-                self._unknown(name, fields, self.at, "no candidate has such a field")
+                self._unknown(name, value, fields, self.at, "no candidate has such a field")
         names = [name for name, _, _ in offers]
         for name in dict.fromkeys(names):
             if names.count(name) > 1:
@@ -281,6 +327,8 @@ class _Reader:
             every = [name for known in self.catalogue.methods for name in (known.key, *known.aliases)]
             mine = [name for known in here for name in (known.key, *known.aliases)]
             hint = nearest(word, mine) or nearest(word, every) or f"`fedge methods --stage {self.stage}` lists them"
+            if call := re.fullmatch(r"([\w-]+)\((\w+)\s*=\s*(.+)\)", word):
+                hint = f"fields stand in braces: {{{call[1]}: {{{call[2]}: {call[3]}}}}}"
             self.source.report(at, f"no method '{word}'", hint=hint)
             return word, None
         if not info.built:
@@ -303,7 +351,7 @@ class _Reader:
         for name, value in given.items():
             option = info.fields.get(name)
             if option is None:
-                self._unknown(name, set(info.fields), at, f"{method} has no such field")
+                self._unknown(name, value, set(info.fields), at, f"{method} has no such field")
                 continue
             try:
                 options[name] = option.read(value)
@@ -314,9 +362,9 @@ class _Reader:
                 self.source.report(at, f"{method} needs '{name}'", hint=option.doc or None)
         return options
 
-    def _unknown(self, name: str, fields: set[str], at: str, why: str) -> None:
+    def _unknown(self, name: str, value: object, fields: set[str], at: str, why: str) -> None:
         words = sorted(fields) if at != self.at else [*stage_keys(), *sorted(fields)]
-        hint = nearest(name, words) or (f"its fields: {', '.join(sorted(fields))}" if fields else None)
+        hint = guess(name, words, value).hint or (f"its fields: {', '.join(sorted(fields))}" if fields else None)
         self.source.report(f"{at}.{name}", f"unknown key; {why}", hint=hint)
 
     def _stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pydantic_core import core_schema
 from fedge import units
 from fedge.errors import nearest
 from fedge.spec.source import Source, describe
+from fedge.spec.words import guess, number_meant
 
 
 class Section(BaseModel):
@@ -68,6 +70,12 @@ def _word(given: object) -> str:
         raise ValueError(f"expected text, got {describe(given)}")
     if not given.strip():
         raise ValueError("expected text, got nothing but spaces")
+    if "\n" in given.strip("\r") or "\r" in given:
+        raise ValueError("expected text on one line; `key: value`")
+    if re.search(r"\$\{\w+", given):
+        raise ValueError(f"'{given}': variables of the environment are not filled in; `--set KEY=VALUE` gives a value")
+    if given[0] in "“”„‘’«»":
+        raise ValueError(f"{given}: {given[0]} is not a quote to YAML, ' and \" are")
     return given
 
 
@@ -122,7 +130,7 @@ def not_one_of(given: object, words: typing.Iterable[str]) -> str:
 def whole(given: object, *, least: int | None = None, most: int | None = None) -> int:
     """A whole number within bounds; ValueError in plain words otherwise."""
     if isinstance(given, bool) or not isinstance(given, int):
-        raise ValueError(f"expected a whole number, got {describe(given)}")
+        raise ValueError(f"expected a whole number, got {describe(given)}{number_meant(given, whole=True)}")
     shown = describe(given).removeprefix("the number ")
     if least is not None and given < least:
         raise ValueError(f"expected {least} or more, got {shown}")
@@ -141,7 +149,7 @@ def integer(least: int, most: int = 10**9) -> Check:
 def real(given: object, least: float, most: float, *, above: bool = False) -> float:
     """A finite number within bounds; ValueError in plain words otherwise."""
     if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise ValueError(f"expected a number, got {describe(given)}")
+        raise ValueError(f"expected a number, got {describe(given)}{number_meant(given)}")
     if not (least <= given <= most) or (above and given == least):
         low = f"more than {least:g}" if above else f"{least:g} or more"
         raise ValueError(f"expected {low} and at most {most:g}, got {describe(given).removeprefix('the number ')}")
@@ -161,11 +169,14 @@ def read(kind: type[S], data: object, path: str, source: Source) -> S | None:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        for complaint in error.errors(include_url=False):
+        # unknown keys first: what they stand for isn't missing then
+        for complaint in sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden"):
             _report(kind, complaint, path, source)
         return None
 
 
+# messages that say what kind of value is wanted, and not what for
+_PLAIN = ("expected a whole number", "expected a number", "expected text", "expected true or false")
 _EXPECTED = {
     "bool": "true or false",
     "string": "text",
@@ -183,15 +194,28 @@ def _report(kind: type[Section], complaint: Mapping[str, Any], path: str, source
     where = ".".join([*([path] if path else []), *(str(part) for part in loc)])
     sort = complaint["type"]
     if sort == "extra_forbidden":
-        known = known_keys(kind, loc[:-1])
-        source.report(where, "unknown key", hint=nearest(str(loc[-1]), known) or f"known here: {', '.join(known)}")
+        unknown_key(where, complaint["input"], known_keys(kind, loc[:-1]), source)
     elif sort == "missing":
         source.report(where, "this key is needed", hint=_described(kind, loc))
     elif sort == "value_error":
-        source.report(where, str(complaint["ctx"]["error"]))
+        message = str(complaint["ctx"]["error"])
+        source.report(where, message, hint=_described(kind, loc) if message.startswith(_PLAIN) else None)
     else:
         expected = next((words for name, words in _EXPECTED.items() if sort.startswith(name + "_")), None)
-        source.report(where, f"expected {expected or 'another kind of value'}, got {describe(complaint['input'])}")
+        inner = known_keys(kind, loc) if sort.startswith("model_") else []
+        hint = f"its keys: {', '.join(inner)}" if inner else _described(kind, loc)
+        message = f"expected {expected or 'another kind of value'}, got {describe(complaint['input'])}"
+        source.report(where, message, hint=hint)
+
+
+def unknown_key(path: str, value: object, known: typing.Sequence[str], source: Source, why: str = "") -> None:
+    """Report a key that a mapping doesn't take; one that it most likely stands for isn't reported as missing too."""
+    above, _, word = path.rpartition(".")
+    found = guess(word, known, value)
+    source.report(path, "unknown key" + why, hint=found.hint or f"known here: {', '.join(known)}")
+    meant = f"{above}.{found.key}" if above else found.key
+    if meant is not None and meant not in source.places:
+        source.told.add(meant)
 
 
 def known_keys(kind: type[Section], loc: typing.Sequence[object] = ()) -> list[str]:

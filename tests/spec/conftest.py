@@ -52,6 +52,7 @@ METHODS = (
         built=True,
         module="m:Anytime",
         nearest="anytime",
+        final="exits",
         fields={"exits": OptionInfo("list[int]", (2, 4), "blocks with an exit")},
     ),
     MethodInfo(key="cho2023", name="HetLoRA", stages=("customize",), path="customize/fine-tune", nearest="lora"),
