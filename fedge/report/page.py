@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from fedge.report.charts import budgets, curve, lanes
+from fedge.report.charts import curve, measures
+from fedge.report.drawing import sign
 from fedge.report.files import write_beside
+from fedge.report.fleet import budgets_section, devices_section, lanes_section, losses_section, picks_section
 from fedge.report.markup import Markup, element
-from fedge.report.parts import css_word, legend_key, loss_badge, rows_table, section, size_of, stage_keys, stage_name
-from fedge.report.record import Happening, Record
+from fedge.report.parts import css_word, folded_table, legend_key, rows_table, section, size_of, stage_name
+from fedge.report.record import Record
 from fedge.report.trace import write_trace
 from fedge.report.usage import usages
-from fedge.report.words import amount, metric, plural, spans, with_variant
+from fedge.report.words import amount, metric, plural
 from fedge.units import format_bytes, format_seconds
 
 _SAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -47,11 +48,11 @@ def page(record: Record) -> str:
             _figures(record),
             _learning(record),
             _stages(record),
-            _lanes(record),
-            _losses(record),
-            _budgets(record),
-            _picks(record),
-            _devices(record),
+            lanes_section(record),
+            losses_section(record),
+            budgets_section(record),
+            picks_section(record),
+            devices_section(record),
             _exports(record),
             _limits(record),
             _facts(record),
@@ -122,20 +123,35 @@ def _learning(record: Record) -> Markup | None:
     if measure is None or not tests:
         return section("Learning", element("p", "Nothing was tested.", class_="note")) if record.answers else None
     drawn = element("div", curve(record, measure, over="time"), curve(record, measure, over="bytes"), class_="two")
-    thin = any(name.startswith(f"{measure}_exit_") for test in tests for name in test.metrics)
-    entries = [*stage_keys(record)]
+    entries = [legend_key(stage.title, sign(stage.index, 7, 7, 4.2)) for stage in record.stages]
     if record.summary.get("baselines"):
-        entries.append(
-            legend_key("baseline on the same rows", element("line", x1=0, x2=14, y1=7, y2=7, class_="baseline"))
-        )
-    note = element("p", "Thin lines are the model's single exits.", class_="note") if thin else None
+        line = element("line", x1=0, x2=14, y1=7, y2=7, class_="baseline")
+        entries.append(legend_key("baseline on the same rows", line))
     rows = [
         [line.get("name"), metric(line), line.get("detail")]
         for line in record.summary.get("baselines") or []
         if isinstance(line, Mapping)
     ]
-    beside = rows_table(["baseline", "metric", "what it is"], rows, long=["what it is"]) if rows else None
-    return section("Learning", element("div", entries, class_="legend"), drawn, note, beside)
+    names = ["baseline", "metric", "what it is"]
+    beside = rows_table("baselines", names, rows, long=["what it is"]) if rows else None
+    return section("Learning", element("div", entries, class_="legend"), drawn, _tests(record, measure), beside)
+
+
+def _tests(record: Record, measure: str) -> Markup:
+    """What the curves show, in figures."""
+    shown = list(dict.fromkeys(name for test in record.tests for name in measures(test, measure)))
+    rows = [
+        [
+            stage_name(record.stages[test.stage]),
+            test.round + 1,
+            format_seconds(test.virtual_s),
+            format_bytes(test.bytes_sent),
+            *(amount(measure, test.metrics[name]) if name in test.metrics else None for name in shown),
+        ]
+        for test in record.tests
+    ]
+    names = ["stage", "round", "emulated", "sent", *(name.replace("_", " ") for name in shown)]
+    return folded_table("The curves in figures", names, rows, numbers=names[1:])
 
 
 def _stages(record: Record) -> Markup | None:
@@ -157,144 +173,11 @@ def _stages(record: Record) -> Markup | None:
             ]
         )
     names = ["stage", "method", "rounds", "metric", "emulated", "up", "down", "peak", "energy", "losses"]
-    return section("Stages", rows_table(names, rows, numbers=names[4:])) if rows else None
+    return section("Stages", rows_table("stages", names, rows, numbers=names[4:])) if rows else None
 
 
 def _sent(record: Record, stage: int, way: str) -> int:
     return sum(int(answer.said.get(way) or 0) for answer in record.answers if answer.stage == stage)
-
-
-# -- the devices -------------------------------------------------------------------------------------------------------
-
-
-def _lanes(record: Record) -> Markup | None:
-    if not record.answers and not record.losses:
-        return None
-    causes = sorted({str(loss.said.get("cause")) for loss in record.losses})
-    keys = [*stage_keys(record), *(legend_key(f"lost: {cause}", loss_badge(cause)) for cause in causes)]
-    if any(answer.late for answer in record.answers):
-        keys.append(legend_key("answered too late", element("rect", x=1, y=2, width=12, height=10, class_="s0 late")))
-    if record.away:
-        keys.append(legend_key("not available that round", element("circle", cx=7, cy=7, r=3.5, class_="away")))
-    lead = "A bar runs from the question to the answer's arrival; at the right, rounds answered in time of those asked."
-    return section(
-        "Devices over time", element("p", lead, class_="lead"), element("div", keys, class_="legend"), lanes(record)
-    )
-
-
-def _losses(record: Record) -> Markup | None:
-    out = [pick for pick in record.picks if pick.said.get("event") == "left-out"]
-    if not record.answers and not record.losses and not out:
-        return None
-    rows = [
-        [
-            format_seconds(loss.virtual_s),
-            loss.said.get("stage"),
-            loss.round + 1,
-            loss.device,
-            loss.said.get("cause"),
-            loss.said.get("phase"),
-            with_variant(loss.said.get("method"), loss.said.get("variant")),
-            size_of(loss.said.get("peak")),
-            size_of(loss.said.get("cap")),
-            loss.said.get("detail") or _late(loss),
-        ]
-        for loss in record.losses
-    ]
-    names = ["emulated", "stage", "round", "device", "cause", "phase", "method", "peak", "cap", "detail"]
-    causes: dict[str, int] = {}
-    for loss in record.losses:
-        causes[str(loss.said.get("cause"))] = causes.get(str(loss.said.get("cause")), 0) + 1
-    counted = ", ".join(f"{count} by {cause}" for cause, count in sorted(causes.items()))
-    lead = f"{plural(len(rows), 'time')} a device was lost: {counted}." if rows else "Nothing was lost."
-    others = [
-        f"{plural(len(record.away), 'time')} a device was not available for a round." if record.away else None,
-        f"{plural(len(record.deaths), 'time')} the host lost a device's process." if record.deaths else None,
-        *(
-            f"{e.said.get('stage')} round {e.round + 1} was {e.said.get('event')}: {e.said.get('detail')}."
-            for e in record.empty[:20]
-        ),
-    ]
-    stayed = f"{spans({pick.device for pick in out})} stayed out: nothing on offer fitted." if out else None
-    return section(
-        "What was lost, and why",
-        element("p", lead, class_="lead"),
-        [element("p", line, class_="lead") for line in (stayed, *others) if line],
-        rows_table(names, rows, numbers=["emulated", "round", "peak", "cap"], long=["method", "detail"])
-        if rows
-        else None,
-    )
-
-
-def _late(loss: Happening) -> str | None:
-    arrival = loss.said.get("arrival")
-    return f"its answer would have come at {format_seconds(arrival)}" if isinstance(arrival, (int, float)) else None
-
-
-def _budgets(record: Record) -> Markup | None:
-    used = usages(record)
-    if not used:
-        return None
-    keys = [
-        *stage_keys(record, "peak in "),
-        legend_key("predicted", element("line", x1=7, x2=7, y1=1, y2=13, class_="predicted")),
-    ]
-    if any(use.over for uses in used.values() for use in uses):
-        keys.append(
-            legend_key("went over and was killed", element("rect", x=1, y=2, width=12, height=10, class_="over"))
-        )
-    lead = "Peaks as a share of the memory that each device grants; at the right, the highest one."
-    return section(
-        "Budgets",
-        element("p", lead, class_="lead"),
-        element("div", keys, class_="legend"),
-        budgets(used),
-        class_="budget",
-    )
-
-
-def _picks(record: Record) -> Markup | None:
-    """Who picked what, and why; devices that picked the same for the same reason share a row."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for pick in record.picks:
-        said = pick.said
-        what = with_variant(said.get("method"), said.get("variant")) if said.get("event") == "picked" else "stays out"
-        key = (pick.stage, pick.round, what, size_of(said.get("predicted_peak")), said.get("reason"))
-        groups.setdefault(key, []).append(pick.device)
-    rows = [
-        [stage_name(record.stages[stage]), round + 1, spans(devices), *rest]
-        for (stage, round, *rest), devices in sorted(groups.items(), key=lambda pair: (pair[0][:2], pair[1]))
-    ]
-    names = ["stage", "round", "devices", "picked", "predicted peak", "because"]
-    table = rows_table(names, rows, numbers=["round", "predicted peak"], long=["devices", "picked", "because"])
-    return section("What each device picked, and why", table) if rows else None
-
-
-def _devices(record: Record) -> Markup | None:
-    rows = []
-    for device in record.devices:
-        lines = [line for stage in record.stages for line in stage.devices if line.get("device") == device]
-        answers = [answer for answer in record.answers if answer.device == device]
-        profile, budget = record.budgets.get(device, (None, 0))
-        rows.append(
-            [
-                device,
-                profile,
-                size_of(budget),
-                len(answers),
-                sum(loss.device == device for loss in record.losses),
-                f"{lines[-1]['accuracy']:.4f}" if lines and lines[-1].get("accuracy") is not None else None,
-                format_seconds(sum(line.get("virtual_s") or 0 for line in lines)) if lines else None,
-                format_bytes(sum(int(answer.said.get("bytes_up") or 0) for answer in answers)),
-                format_bytes(sum(int(answer.said.get("bytes_down") or 0) for answer in answers)),
-                f"{sum(line.get('energy_j') or 0 for line in lines):,.1f} J" if lines else None,
-            ]
-        )
-    names = ["device", "profile", "grants", "answers", "losses", "accuracy", "worked", "up", "down", "energy"]
-    table = rows_table(names, rows, numbers=names[2:])
-    return (
-        element("section", element("details", element("summary", "Every device in figures"), table)) if rows else None
-    )
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------
@@ -314,7 +197,7 @@ def _exports(record: Record) -> Markup | None:
         if isinstance(line, Mapping)
     ]
     names = ["export", "precision", "size", "accuracy", "largest difference", "file"]
-    return section("Exports", rows_table(names, rows, numbers=names[2:5])) if rows else None
+    return section("Exports", rows_table("exports", names, rows, numbers=names[2:5])) if rows else None
 
 
 def _limits(record: Record) -> Markup | None:

@@ -19,9 +19,17 @@ def section(title: str, *children: object, class_: str | None = None) -> Markup:
 
 
 def rows_table(
-    names: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = (), long: Sequence[str] = ()
+    title: str,
+    names: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers: Sequence[str] = (),
+    long: Sequence[str] = (),
 ) -> Markup:
-    """A table that scrolls sideways where it is too wide; ``numbers`` stand right, ``long`` ones wrap."""
+    """A table that scrolls sideways where it is too wide; ``numbers`` stand right, ``long`` ones wrap.
+
+    ``title``: what it is called by those who can't see it.
+    """
     kinds = ["number" if name in numbers else "long" if name in long else None for name in names]
     body = [
         element(
@@ -29,10 +37,19 @@ def rows_table(
         )
         for row in rows[:MOST_ROWS]
     ]
-    head = element("tr", [element("th", name, class_=kind) for name, kind in zip(names, kinds, strict=True)])
-    table = element("div", element("table", element("thead", head), element("tbody", body)), class_="wide")
+    cells = [element("th", name, scope="col", class_=kind) for name, kind in zip(names, kinds, strict=True)]
+    whole = element("table", element("thead", element("tr", cells)), element("tbody", body))
+    # a keyboard can scroll only what it can reach
+    table = element("div", whole, class_="wide", role="region", tabindex=0, aria_label=title)
     left = len(rows) - MOST_ROWS
     return join(table, element("p", f"and {plural(left, 'more row')}", class_="note") if left > 0 else None)
+
+
+def folded_table(
+    title: str, names: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = ()
+) -> Markup:
+    """A table behind its title."""
+    return element("details", element("summary", title), rows_table(title, names, rows, numbers=numbers))
 
 
 def stage_keys(record: Record, before: str = "") -> list[Markup]:

@@ -156,6 +156,12 @@ class Record:
             return {}
         return {device.name: (device.profile, device.memory) for device in spec.devices}
 
+    def lost_at(self, loss: Happening) -> float:
+        """Emulated seconds at which a device was lost: a late one when its round ended."""
+        if loss.said.get("cause") != "deadline":
+            return loss.virtual_s
+        return self.stages[loss.stage].rounds.get(loss.round, (0.0, loss.virtual_s))[1]
+
     def measure(self) -> str | None:
         """The metric that the run is told by: accuracy where there is one, else perplexity, else loss."""
         seen = {name for test in self.tests for name in test.metrics}

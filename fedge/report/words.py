@@ -47,6 +47,17 @@ def spans(devices: Iterable[str]) -> str:
     return ", ".join(f"{run[0]} … {run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
 
 
+def numbers(given: Iterable[int]) -> str:
+    """'2, 4 … 7': three and more that follow each other are told by the first and the last."""
+    rows: list[list[int]] = []
+    for number in sorted(set(given)):
+        if rows and rows[-1][-1] + 1 == number:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return ", ".join(f"{row[0]} … {row[-1]}" if len(row) > 2 else ", ".join(map(str, row)) for row in rows)
+
+
 def _following(device: str) -> str | None:
     group, dash, number = device.rpartition("-")
     return f"{group}{dash}{int(number) + 1:0{len(number)}}" if number.isascii() and number.isdigit() else None

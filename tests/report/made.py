@@ -12,7 +12,26 @@ GROUPS = {
     "pi": ("pi-4b-4g", 4, 64, 0.35),
     "box": ("jetson-orin-nano-8g", 2, 512, 0.1),
 }
-DEVICES = {f"{group}-{number:02d}": (group, *given) for group, given in GROUPS.items() for number in range(given[1])}
+
+
+def devices(times: int = 1) -> dict[str, tuple]:
+    """Twenty devices, or ``times`` as many, by their names."""
+    return {
+        f"{group}-{number:0{max(2, len(str(times * given[1] - 1)))}d}": (group, *given)
+        for group, given in GROUPS.items()
+        for number in range(times * given[1])
+    }
+
+
+DEVICES = devices()
+
+
+def cause_of(device: str) -> str | None:
+    """What loses a device, however many digits its number has."""
+    group, _, number = device.partition("-")
+    return LOST.get(f"{group}-{int(number):02d}")
+
+
 LOST = {"zero-02": "memory", "phone-05": "deadline", "pi-01": "host"}
 RESOLVED = """name: {name}
 seed: 7
@@ -27,15 +46,20 @@ stages:
 MIB = 1 << 20
 
 
-def make_run(path: Path, *, name: str = "lost-three", status: str = "done", tests: bool = True, rounds=(6, 5)) -> Path:
-    """Write a run's folder as fedge leaves it; ``status`` other than done leaves the second stage open."""
+def make_run(
+    path: Path, *, name: str = "lost-three", status: str = "done", tests: bool = True, rounds=(6, 5), times: int = 1
+) -> Path:
+    """Write a run's folder as fedge leaves it; ``status`` other than done leaves the second stage open.
+
+    times: how many times twenty devices it has.
+    """
     path.mkdir(parents=True)
     lines = [
-        f"  {group}: {{profile: {profile}, count: {count}, memory: {memory}MiB}}"
+        f"  {group}: {{profile: {profile}, count: {times * count}, memory: {memory}MiB}}"
         for group, (profile, count, memory, _) in GROUPS.items()
     ]
     (path / "resolved.yaml").write_text(RESOLVED.format(name=json.dumps(name), devices="\n".join(lines)))
-    run = _Run(path, tests)
+    run = _Run(path, tests, devices(times))
     stages = [run.stage("train", "fedavg", rounds[0], 9 * MIB, 1 << 18, closed=True)]
     if status == "done":
         stages.append(run.stage("customize", "lora", rounds[1], 5 * MIB, 1 << 15, closed=True))
@@ -71,9 +95,10 @@ def make_run(path: Path, *, name: str = "lost-three", status: str = "done", test
 
 
 class _Run:
-    def __init__(self, path: Path, tests: bool):
+    def __init__(self, path: Path, tests: bool, fleet: dict[str, tuple]):
         self.path = path
         self.tests = tests
+        self.fleet = fleet
         self.now = 0.0
         self.accuracy = 0.2
         self.events: list[dict] = []
@@ -81,7 +106,7 @@ class _Run:
 
     def stage(self, stage: str, method: str, rounds: int, peak: int, size: int, *, closed: bool) -> dict:
         began, out = self.now, set()
-        for device, (_, _, _, memory, _) in DEVICES.items():
+        for device, (_, _, _, memory, _) in self.fleet.items():
             self._note(
                 "picked", stage, 0, device=device, method=method, variant={"micro_batch": 8} if memory < 16 else {},
                 predicted_peak=int(0.95 * peak), reason=f"the most preferred of 4 fits (9 MiB of {memory} MiB)",
@@ -90,8 +115,8 @@ class _Run:
             self._round(stage, method, number, peak, size, out)
         metrics = {"accuracy": self.accuracy, "loss": 1 - self.accuracy, "worst_device_accuracy": self.accuracy - 0.05}
         if closed:
-            for device, (_, profile, _, memory, work) in DEVICES.items():
-                lost = {"round": 2, "cause": LOST[device]} if device in LOST and stage == "train" else None
+            for device, (_, profile, _, memory, work) in self.fleet.items():
+                lost = {"round": 2, "cause": cause_of(device)} if cause_of(device) and stage == "train" else None
                 self.metrics.append(
                     {"round": None, "device": device, "name": device, "profile": profile, "stage": stage}
                     | {"method": method, "variant": {}, "peak_memory": peak, "predicted_peak_memory": int(0.95 * peak)}
@@ -106,11 +131,11 @@ class _Run:
 
     def _round(self, stage: str, method: str, number: int, peak: int, size: int, out: set[str]) -> None:
         start, end = self.now, self.now + 1.3
-        self._note("round", stage, number, cohort=[device for device in DEVICES if device not in out])
-        for place, (device, (*_, work)) in enumerate(DEVICES.items()):
+        self._note("round", stage, number, cohort=[device for device in self.fleet if device not in out])
+        for place, (device, (*_, work)) in enumerate(self.fleet.items()):
             if device in out:
                 continue
-            cause = LOST.get(device) if stage == "train" and number == 2 else None
+            cause = cause_of(device) if stage == "train" and number == 2 else None
             said = {"stage": stage, "round": number, "virtual_s": end}
             if cause in ("memory", "host"):
                 told = {"phase": "backward", "peak": 13 * MIB, "cap": 12 * MIB} if cause == "memory" else {}

@@ -165,6 +165,59 @@ def test_many_devices_and_rounds_stay_a_page_one_can_open(tmp_path):
     assert write_report(path).stat().st_size < 2_000_000
 
 
+def test_a_large_fleet_by_profile(again):
+    path = again(times=25)
+    found = parsed(path)
+    for words in (
+        "pi-zero-2w: 150 devices, 1 of them lost at some time",
+        "jetson-orin-nano-8g: 50 devices, 0 of them lost at some time",
+        "1 device lost: memory",
+        "150 of 150 devices at work",
+        "86 more devices with fewer losses and answers not drawn",
+    ):
+        assert words in found.text, words
+    lanes = found.text.partition("Devices over time")[2].partition("What was lost, and why")[0]
+    assert "zero-002 lost in train round 3" in lanes
+    assert lanes.index("phone-005 lost in") > lanes.index("android-low-3g: 200 devices")
+
+
+def test_drawings_have_words_and_their_figures_a_table(finished):
+    text = page(Record(finished))
+    drawings = re.findall(r'<svg[^>]*role="img"[^>]*>', text)
+    assert len(drawings) == 4
+    for drawing in drawings:
+        assert len(re.search(r'aria-label="([^"]*)"', drawing)[1]) > 30
+    assert text.count("<th ") == text.count('<th scope="col"') > 40
+    found = parsed(finished).text
+    record = Record(finished)
+    curves = found.partition("The curves in figures")[2].partition("baseline")[0]
+    assert all(f"{test.metrics['accuracy']:.4f}" in curves for test in record.tests)
+    assert "Budgets and peaks in figures" in found
+    # stages differ in shape and not in colour alone
+    assert {"circle", "path"} <= parsed(finished).tags
+
+
+def test_a_device_that_is_lost_again_stays_one_row(again):
+    path = again()
+    said = {"event": "lost", "stage": "train", "device": "phone-05", "cause": "deadline", "arrival": 9.9}
+    with (path / "events.jsonl").open("a") as out:
+        for number in (1, 3, 5):
+            out.write(json.dumps({**said, "round": number, "virtual_s": 1.3 * number}) + "\n")
+    text = parsed(path).text
+    assert "6 times a device was lost: 4 by deadline" in text
+    assert "2 … 4, 6" in text
+    assert text.count("answer would have come at") == 1
+
+
+def test_a_language_model(again):
+    path = again()
+    for name in ("metrics.jsonl", "summary.json"):
+        (path / name).write_text((path / name).read_text().replace('"accuracy"', '"perplexity"'))
+    found = parsed(path)
+    assert "perplexity over emulated time" in found.text
+    assert "accuracy over emulated time" not in found.text
+
+
 def test_markup_escapes_what_is_not_markup():
     inner = element("b", "1 < 2")
     assert inner == "<b>1 &lt; 2</b>"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedge.report.scale import bytes_scale, seconds_scale, value_scale
-from fedge.report.words import metric, plural, spans, with_variant
+from fedge.report.words import metric, numbers, plural, spans, with_variant
 
 
 @given(st.floats(1e-9, 1e9) | st.just(0.0), st.sampled_from([seconds_scale, bytes_scale]))
@@ -57,6 +57,7 @@ def test_spans(devices, said):
 
 
 def test_words():
+    assert numbers([4, 2, 3, 3, 7, 8]) == "2 … 4, 7, 8"
     assert with_variant("lora", {"rank": 4, "depth": 0.5}) == "lora (rank=4, depth=0.5)"
     assert (with_variant("lora", {}), with_variant(None, {})) == ("lora", "–")
     assert (plural(1, "device"), plural(2000, "device")) == ("1 device", "2,000 devices")
