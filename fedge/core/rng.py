@@ -26,5 +26,8 @@ def generator(*parts: str | int) -> torch.Generator:
 def seed_everything(*parts: str | int) -> None:
     """Set the global state of torch and ``random`` (dropout, adapter initialisation) for one named use."""
     seed = seed_for(*parts)
-    torch.manual_seed(seed)
+    # torch.manual_seed also queues a call, with a formatted stack, for every kind of accelerator that isn't there
+    torch.default_generator.manual_seed(seed)
+    if torch.version.cuda is not None:
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
