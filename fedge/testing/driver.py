@@ -68,11 +68,15 @@ class Driven:
 
     def synced(self, device: str) -> nn.Module:
         """A device's model as it is once it has downloaded the present state (for methods that tune tensors)."""
-        from fedge.methods.tuning import enter
+        from fedge.methods.tuning import Tuning, enter
 
         self.built[device].reset()
-        down = self.server.method.down(self.server, self.state, device)
-        enter(self.devices[device], Payload.from_bytes(down.to_bytes())["weights"])
+        down = Payload.from_bytes(self.server.method.down(self.server, self.state, device).to_bytes())
+        variant = self.server.variants[device]
+        if isinstance(variant, Tuning):
+            variant.enter(self.devices[device], down)
+        else:
+            enter(self.devices[device], down["weights"])
         return self.devices[device].model
 
 
