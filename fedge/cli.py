@@ -163,6 +163,10 @@ def profile(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     open: Annotated[bool, typer.Option("--open/--no-open", help="Show it in the browser.")] = False,
+    tensorboard: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--tensorboard", metavar="DIR", help="Write an event file too, in a folder of the run's name."),
+    ] = None,
 ) -> None:
     """Write a run's report.html, one page that needs nothing else, and its trace.json for Perfetto.
 
@@ -170,8 +174,14 @@ def report(
     """
     from fedge.report.page import write_report
 
+    if tensorboard is not None:
+        from fedge.report.board import require_tensorboard, write_board
+
+        require_tensorboard()
     page = write_report(run)
     print(page)
+    if tensorboard is not None:
+        print(write_board(run, tensorboard))
     if open:
         import webbrowser
 

@@ -80,7 +80,7 @@ class Record:
     """A run's folder, read. Raises MissingError when it isn't one.
 
     away: rounds for which a device was not available. deaths: processes that the host lost and that were replaced.
-    empty: rounds that came to nothing.
+    empty: rounds that came to nothing. walls: when each round of a stage began, in seconds since 1970.
     """
 
     def __init__(self, path: Path):
@@ -100,6 +100,7 @@ class Record:
         self.deaths: list[Happening] = []
         self.empty: list[Happening] = []
         self.tests: list[Tested] = []
+        self.walls: dict[tuple[int, int], float] = {}
         self._read_events()
         self._read_metrics()
         self._read_plan()
@@ -180,6 +181,8 @@ class Record:
             kind = event.get("event")
             if kind == "round":
                 stage.rounds[round] = (at, at)
+                if event.get("time") is not None:
+                    self.walls[stage.index, round] = float(event["time"])
             # a resumed run says again what it had said after its last checkpoint
             key = (stage.index, round, device, kind)
             if key in seen and kind != "died":
@@ -264,7 +267,7 @@ def _figures(line: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in line.items() if is_number(value) and name not in _PLACE}
 
 
-_PLACE = ("stage", "round", "virtual_s", "device", "rows", "time")
+_PLACE = ("stage", "stage_index", "round", "virtual_s", "device", "rows", "time")
 
 
 def _number(value: Any, otherwise: float = 0.0) -> float:
