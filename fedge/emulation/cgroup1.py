@@ -113,6 +113,7 @@ class Cgroup1:
         """Make the group ``fedge-<run>-<pid>/<device>.<incarnation>``; LimitError names the folder that refused."""
         top = self.parent / folder.run_name(run)
         if not top.is_dir():
+            folder.remove_abandoned(run, self.parent)
             folder.make(top)
         self._top = top
         here = top / folder.group_name(device, incarnation)

@@ -138,6 +138,7 @@ class Cgroup2:
     def open(self, run: str, device: str, incarnation: int) -> Group:
         """Make the group ``fedge-<run>-<pid>/<device>.<incarnation>``; LimitError names the file that refused."""
         if self._run is None:
+            folder.remove_abandoned(run, self.parent)
             self._run = self._prepare(self.parent / folder.run_name(run))
         here = self._run / folder.group_name(device, incarnation)
         folder.make(here)

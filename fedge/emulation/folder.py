@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedge.emulation import process
 from fedge.errors import LimitError
 
 PREFIX = "fedge-"
@@ -23,6 +24,16 @@ def safe_name(text: str) -> str:
 def run_name(run: str) -> str:
     """The folder of a run's groups; the launcher's pid keeps two launchers of one run apart."""
     return f"{PREFIX}{safe_name(run)}-{os.getpid()}"
+
+
+def remove_abandoned(run: str, parent: Path) -> None:
+    """Remove the groups of ``run`` in ``parent`` whose launcher, the pid in their name, was killed."""
+    stem = f"{PREFIX}{safe_name(run)}-"
+    for top in parent.glob(f"{stem}*"):
+        pid = top.name.removeprefix(stem)
+        if pid.isdigit() and process.start_time(int(pid)) is None:
+            for path in (*(path for path in top.glob("*") if path.is_dir()), top):
+                remove(path)
 
 
 def group_name(device: str, incarnation: int) -> str:

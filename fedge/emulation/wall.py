@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from fedge.emulation import cgroup1, cgroup2, folder, rlimit
+from fedge.emulation import cgroup1, cgroup2, folder, process, rlimit
 from fedge.errors import LimitError
 
 MiB = 2**20
@@ -105,6 +105,7 @@ def rejoin(record: dict[str, Any]) -> Group:
 def prove(wall: Wall) -> None:
     """See a child die, or be refused, at the wall, and see that counted; LimitError when either fails to happen."""
     group = wall.open("proof", "device", 0)
+    parent = os.getpid()
     to_child, from_child = os.pipe(), os.pipe()
     try:
         with warnings.catch_warnings():
@@ -112,7 +113,7 @@ def prove(wall: Wall) -> None:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _proof_child(group.record(), to_child, from_child)
+            _proof_child(group.record(), to_child, from_child, parent)
         ended = False
         try:
             os.close(from_child[1])
@@ -146,9 +147,11 @@ def _judge(group: Group, status: int) -> None:
         )
 
 
-def _proof_child(record: dict[str, Any], orders: tuple[int, int], answers: tuple[int, int]) -> None:
+def _proof_child(record: dict[str, Any], orders: tuple[int, int], answers: tuple[int, int], parent: int) -> None:
     code = 5
     try:
+        # it holds both ends of its pipes, so that a launcher that is killed now would be waited for for ever
+        process.die_with_parent(parent=parent)
         mine = rejoin(record)
         mine.join()
         if "device" in mine.sides:

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedge.emulation import cgroup1, cgroup2, folder, rlimit, wall
@@ -101,6 +102,31 @@ def test_sweep_reports_what_is_not_empty(tmp_path):
     busy = tmp_path / "fedge-demo-1"
     (busy / "a.0").mkdir(parents=True)
     assert wall.sweep([str(busy)], mounts=[tmp_path]) == [str(busy)]
+
+
+def test_what_a_killed_launcher_could_not_record_goes_by_the_pid_in_its_name(tmp_path):
+    gone = 1 << 22  # above every pid
+    mine = [f"fedge-demo-{gone}/a.0", f"fedge-demo-{gone + 1}"]
+    kept = [f"fedge-demo-{os.getpid()}/a.0", f"fedge-demo-two-{gone}", f"demo-{gone}", "fedge-demo-x"]
+    for name in (*mine, *kept):
+        (tmp_path / name).mkdir(parents=True)
+    folder.remove_abandoned("demo", tmp_path)
+    assert not any((tmp_path / name.partition("/")[0]).exists() for name in mine)
+    assert all((tmp_path / name).is_dir() for name in kept)
+
+
+def test_a_launcher_killed_in_its_proof_leaves_no_child(monkeypatch, fork):
+    def launcher(child):
+        monkeypatch.setattr(wall, "_await", lambda end, complaint: (os.read(end, 1), child.say(), signal.pause()))
+        wall.prove(rlimit.Rlimit())
+
+    killed = fork(launcher)
+    killed.hear()
+    proving = psutil.Process(killed.pid).children()
+    assert len(proving) == 1
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert psutil.wait_procs(proving, timeout=20.0)[1] == []
 
 
 def test_mounts_and_groups_are_read_from_the_kernels_tables(tmp_path):
