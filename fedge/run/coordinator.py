@@ -407,6 +407,17 @@ class Coordinator:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
+    def doing(self, device: str) -> str:
+        """What a device is at: 'picking', 'computing', 'waiting' (for its turn, or for others) or 'lost'.
+
+        A device that is lost for this round only is 'lost' until the round ends.
+        """
+        if self.accounts[device].out or (device in self._dropped and self.round_open):
+            return "lost"
+        if device in self._seeking:
+            return "picking"
+        return "computing" if device in self._computing else "waiting"
+
     def _quorum(self, ask: Ask) -> int:
         """How many answers make a turn count; never more than the method itself waits for."""
         needed = self.brief.needed(len(ask.to))

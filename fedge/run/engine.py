@@ -21,6 +21,14 @@ class Engine(Protocol):
         """Block until something has happened."""
         ...
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that each device's process holds now, counted as its budget is; a device without one is left out."""
+        ...
+
+    def sending(self) -> set[str]:
+        """The devices of whose answer a part is here."""
+        ...
+
     def close(self) -> None:
         """End every device of the stage."""
         ...

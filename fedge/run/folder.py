@@ -16,6 +16,9 @@ from typing import Any
 
 from fedge.errors import FedgeError, MissingError
 
+#: What the launcher said, in a run's folder.
+LOG = "launcher.log"
+
 
 class RunFolder:
     """``runs/<time>-<name>/`` and the files in it; see ``new`` and ``open``."""
@@ -68,7 +71,11 @@ class RunFolder:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add a line to a ``.jsonl`` file in one system call, so that a line is whole or absent."""
-        data = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        self.append_line(name, json.dumps(plain(record), allow_nan=False))
+
+    def append_line(self, name: str, line: str) -> None:
+        """Add a line of text to a file in the same way."""
+        data = (line + "\n").encode(errors="backslashreplace")
         with _writing(self.path / name):
             handle = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -117,6 +124,19 @@ def write_whole(path: Path, text: str | bytes | bytearray) -> None:
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
+
+
+def keep_beside(path: Path, value: Any) -> None:
+    """Write JSON that is for looking at while a run is under way: whole or the old one, and not at all on a full disk.
+
+    It is not waited for to reach the disk: nothing that a resume needs may be kept so.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(plain(value), allow_nan=False) + "\n")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -81,5 +81,13 @@ class Inline:
         events, self._events = self._events, []
         return events
 
+    def memory(self) -> dict[str, int]:
+        """Nothing: the devices are not processes of their own."""
+        return {}
+
+    def sending(self) -> set[str]:
+        """Nobody: an answer is there at once."""
+        return set()
+
     def close(self) -> None:
         self._seats.clear()

@@ -22,13 +22,14 @@ from fedge.models.adapted import CONFIG_FILE, load_adapted
 from fedge.models.load import load
 from fedge.models.save import pack_state, restore, save, save_adapter
 from fedge.plan.choose import choose
+from fedge.report.snapshot import Passing
 from fedge.report.trace import write_trace
 from fedge.run import figures
 from fedge.run.brief import Brief, budget_of
 from fedge.run.checkpoint import Checkpoint
 from fedge.run.coordinator import Coordinator
 from fedge.run.engine import Engine
-from fedge.run.folder import RunFolder, write_whole
+from fedge.run.folder import LOG, RunFolder, write_whole
 from fedge.run.inline import Inline
 from fedge.run.limits import Footprint, Limits, clear, footprint, limits_of
 from fedge.run.nursery import Nursery
@@ -36,8 +37,10 @@ from fedge.run.prepare import briefs, prepare
 from fedge.run.processes import Place, Processes
 from fedge.run.seat import Ground
 from fedge.run.stage import Stage, figure
+from fedge.run.watch import See, Watch
 from fedge.spec import load_federation, resolved
 from fedge.spec.federation import FederationSpec, find_federation
+from fedge.units import format_seconds
 from fedge.wire.bus import Hub
 
 Say = Callable[[str], None]
@@ -84,8 +87,9 @@ def up(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     options: Options = USUAL,
     say: Say = print,
+    see: See | None = None,
 ) -> Run:
-    """Run a federation to its end.
+    """Run a federation to its end. ``say`` gets lines of progress, ``see`` some snapshots a second.
 
     Raises ConfigError for a wrong file, InfeasibleError when too few devices can take part, LimitError when a wall
     can't be had, Interrupted after Ctrl-C, MethodError for a method's own failure; the run folder says the same.
@@ -103,9 +107,21 @@ def up(
     limits = limits_of(spec, inline=options.inline, best_effort=options.best_effort)
     if folder is None:
         folder = RunFolder.new(spec.name, options.runs)
-        _found(folder, spec, find_federation(federation))
     with footprint(folder) as left:
-        return _Launch(spec, folder, options, limits, left, say).run()
+        if options.resume is None:
+            _found(folder, spec, find_federation(federation))
+        return _Launch(spec, folder, options, limits, left, _logged(folder, say), see).run()
+
+
+def _logged(folder: RunFolder, say: Say) -> Say:
+    """Say a line, and keep it in the run's folder."""
+
+    def both(line: str) -> None:
+        say(line)
+        with suppress(FedgeError):  # a full disk, most likely: what matters more will fail of it
+            folder.append_line(LOG, line)
+
+    return both
 
 
 def _found(folder: RunFolder, spec: FederationSpec, source: Path) -> None:
@@ -125,7 +141,14 @@ class _Launch:
     """One run under way."""
 
     def __init__(
-        self, spec: FederationSpec, folder: RunFolder, options: Options, limits: Limits, left: Footprint, say: Say
+        self,
+        spec: FederationSpec,
+        folder: RunFolder,
+        options: Options,
+        limits: Limits,
+        left: Footprint,
+        say: Say,
+        see: See | None,
     ):
         self.spec = spec
         self.folder = folder
@@ -139,12 +162,14 @@ class _Launch:
         self.incarnations: dict[str, int] = {}
         self.nursery: Nursery | None = None
         self.base_file = left.scratch / "base.safetensors"
+        self.watch = Watch(folder, spec.name, [stage.rounds for stage in spec.stages], self.elapsed, see)
 
     def run(self) -> Run:
         """All stages; the summary says how it ended, whatever happens."""
         status, trouble = "failed", ""
         try:
             self._write_summary("running")
+            self.watch.enter("preparing")
             with self._signals():
                 self._stages()
             status = "done"
@@ -168,6 +193,7 @@ class _Launch:
             with suppress(FedgeError):  # a full disk, most likely; what went wrong before is the thing to say
                 self._write_summary(status, trouble)
                 write_trace(self.folder.path)
+            self.watch.enter("ended")
         return Run(self.folder.path, self.folder.read_json("summary.json"))
 
     def elapsed(self) -> float:
@@ -183,11 +209,13 @@ class _Launch:
         self.folder.cut("metrics.jsonl", self.checkpoint.metrics_size)
         if not self.options.inline:
             self.nursery = Nursery(self.folder.file("devices", "zygote.log"))
-        self.prepared = prepare(self.spec, self.say)
+        self.prepared = prepare(self.spec, self._say_passing)
         task = self.prepared.data.task
         self.checkpoint.task, self.checkpoint.classes = task.kind, 0 if task.generative else task.classes
-        all_briefs = briefs(self.prepared, self.say)
+        self.watch.enter("planning")
+        all_briefs = briefs(self.prepared, self._say_passing)
         self._feasible(all_briefs)
+        self.watch.enter("baselines")
         if self.spec.evaluate.baselines and not self.checkpoint.baselines:
             self._baselines()
         base = self.prepared.loaded.model
@@ -205,6 +233,9 @@ class _Launch:
             self.left.write()
             for brief in all_briefs[self.checkpoint.stage :]:
                 base = self._stage(brief, base, hub)
+
+    def _say_passing(self, line: str) -> None:
+        self.say(Passing(line))
 
     def _baselines(self) -> None:
         self.say("baselines: a linear model on the raw data, the frozen encoder with a head")
@@ -241,6 +272,7 @@ class _Launch:
             slots=self._slots(),
             say=self.say,
             elapsed=self.elapsed,
+            watch=self.watch,
         )
         if self.checkpoint.round < brief.rounds or stage.fresh:
             engine = self._inline(brief, base) if hub is None else self._processes(brief, base, hub)
@@ -254,7 +286,10 @@ class _Launch:
 
     def _leave(self, brief: Brief, stage: Stage) -> nn.Module:
         """Keep what the stage leaves, and a checkpoint at the next one's beginning."""
+        self.watch.enter("closing")
         record, model = stage.close()
+        spent = f"{format_seconds(record['stage']['virtual_s'])} emulated, {self.elapsed():.0f} s"
+        self.say(f"stage {brief.index}: {brief.stage} done: {figure(record['stage']['metrics'])}, {spent}")
         following = Checkpoint(
             stage=brief.index + 1,
             now=stage.coordinator.now,
@@ -353,7 +388,8 @@ class _Launch:
     def _export(self, brief: Brief, model: nn.Module) -> list[dict[str, Any]]:
         if brief.stage != "deploy":
             return []
-        from fedge.export.exits import export_exits, export_model
+        from fedge.export.exits import export_exits
+        from fedge.export.full import export_model
         from fedge.models.exits import MultiExit
 
         named = {"run": self.folder.path.name, "federation": self.spec.name}

@@ -263,6 +263,19 @@ class Processes:
                 self._kill(child)
                 child.heard = now
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that each device's process holds now, counted as its budget is; from when its wall stands."""
+        found = {}
+        for device, child in self._children.items():
+            if child.baseline:
+                with suppress(LimitError, OSError):  # it may be gone already
+                    found[device] = held(child.group.usage(), child.baseline, child.shared)
+        return found
+
+    def sending(self) -> set[str]:
+        """The devices of whose answer a part is here."""
+        return self._hub.sending
+
     def _kill(self, child: _Child) -> None:
         if child.pid is not None:
             with suppress(ProcessLookupError):

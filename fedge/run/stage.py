@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fedge.core.rng import seed_everything
+from fedge.report.snapshot import Passing
 from fedge.run import figures
 from fedge.run.brief import Brief, budget_of
 from fedge.run.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from fedge.run.ledger import Account
 from fedge.run.prepare import Prepared
 from fedge.run.server import StageServer
 from fedge.run.states import forget_states
+from fedge.run.watch import Watch
 from fedge.units import format_bytes
 
 Say = Callable[[str], None]
@@ -39,6 +41,7 @@ class Stage:
         slots: int,
         say: Say,
         elapsed: Callable[[], float],
+        watch: Watch,
     ):
         self.brief = brief
         self.prepared = prepared
@@ -46,6 +49,7 @@ class Stage:
         self.checkpoint = checkpoint
         self.say = say
         self.elapsed = elapsed
+        self.watch = watch
         self._tested: tuple[nn.Module, Tested] | None = None
         spec = prepared.spec
         accounts = [
@@ -63,9 +67,11 @@ class Stage:
             checkpoint.began = checkpoint.now
         else:
             checkpoint.put(self.coordinator)
+        watch.enter_stage(brief, self.coordinator)
 
     def run(self, engine: Engine, stopping: Callable[[], bool]) -> None:
         """All rounds that are left; see ``engine.run_stage`` for what it raises."""
+        self.watch.enter_rounds(engine)
         try:
             run_stage(
                 self.coordinator,
@@ -77,6 +83,7 @@ class Stage:
             )
         finally:
             self._tell()
+            self.watch.enter_rounds(None)
 
     def close(self) -> tuple[dict[str, Any], nn.Module]:
         """The stage's record for the summary, with a line for each device, and the model that it leaves."""
@@ -105,6 +112,7 @@ class Stage:
         for _, answered in sorted(coordinator.answered.items()):
             self.folder.append("metrics.jsonl", {**record, **answered})
         line = f"{brief.stage} round {done}/{brief.rounds}: {len(coordinator.answered)} answered"
+        metrics = None
         evaluate = self.prepared.spec.evaluate
         if done == brief.rounds or done % evaluate.every == 0:
             rows = None if done == brief.rounds else evaluate.rows
@@ -112,8 +120,9 @@ class Stage:
             metrics = self._tested[1].metrics
             self.folder.append("metrics.jsonl", {**record, "device": None, "rows": rows, **metrics})
             line += f", {figure(metrics)}"
-        self.say(f"{line}, {coordinator.now:.1f} s emulated, {self.elapsed():.0f} s")
+        self.say(Passing(f"{line}, {coordinator.now:.1f} s emulated, {self.elapsed():.0f} s"))
         self._keep()
+        self.watch.round_done(metrics)
 
     def _test(self, rows: int | None) -> tuple[nn.Module, Tested]:
         brief, coordinator = self.brief, self.coordinator
@@ -140,7 +149,8 @@ class Stage:
             self.folder.append("events.jsonl", {"time": time.time(), **note})
             line = _line(note)
             if line:
-                self.say(line)
+                self.say(Passing(line) if note["event"] == "picked" else line)
+        self.watch.look()
 
 
 def _line(note: dict[str, Any]) -> str | None:

@@ -100,6 +100,11 @@ class Hub:
         """The devices that are connected now, in order."""
         return self._exchange.devices
 
+    @property
+    def sending(self) -> set[str]:
+        """The devices of whose blob a part has arrived."""
+        return self._exchange.sending
+
     def post(self, device: str, kind: Kind, header: Mapping[str, Any] | None = None, blob: Blob | None = None) -> None:
         """Send to a device; a device that is not there comes out of ``receive`` as Gone.
 

@@ -95,6 +95,11 @@ class Exchange:
         return sorted(self._peers)
 
     @property
+    def sending(self) -> set[str]:
+        """The devices of whose blob a part has arrived."""
+        return {device for device, peer in self._peers.items() if peer.session.receiving}
+
+    @property
     def restless(self) -> bool:
         """Whether there are events that no arrival is needed for."""
         return bool(self._gone)

@@ -65,6 +65,11 @@ class Session:
         """Whether everything that was posted has been given out."""
         return not (self._urgent or self._lane or self._outgoing)
 
+    @property
+    def receiving(self) -> bool:
+        """Whether a blob has been declared to this end and is not complete."""
+        return self._incoming is not None
+
     def post(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: Blob | None = None) -> None:
         """Put a message in line; another thread than the rest may do so. ProtocolError if it cannot be sent."""
         fields = dict(header or {})

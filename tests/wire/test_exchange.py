@@ -11,6 +11,7 @@ from fedge.wire import exchange as module
 from fedge.wire.blobs import Blob
 from fedge.wire.exchange import Breach, Delivery, Exchange, Gone, identified, identify
 from fedge.wire.frames import CHUNK, Kind, Message, encode
+from fedge.wire.session import Session
 
 HELLO = encode(Message(Kind.HELLO))
 JUNK = [b"junk"]
@@ -125,6 +126,21 @@ def test_a_loss_in_the_midst_of_sending():
         if identity == b"a.0":
             exchange.lost(identity)
     assert reached == [b"a.0", b"b.0"]
+
+
+def test_who_is_sending():
+    exchange, device = joined("a.0", "b.0"), Session(frozenset(Kind), limit=8 * CHUNK)
+    device.post(Kind.TELL, {}, Blob(bytearray(2 * CHUNK)))
+    assert exchange.sending == set()
+    exchange.take(b"a.0", device.give())
+    assert exchange.sending == {"a"}
+    arrived = []
+    while not arrived:
+        for _, frames in exchange.outgoing():
+            device.take(frames)
+        while (frames := device.give()) is not None:
+            arrived += exchange.take(b"a.0", frames)
+    assert exchange.sending == set()
 
 
 def test_forgetting_drops_what_was_under_way():
