@@ -36,6 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SIZES = {dtype: torch.empty((), dtype=dtype).element_size() for dtype in DTYPES.values()}
 _HEADER_LIMIT = 8 << 20
 
 
@@ -100,6 +101,44 @@ class Payload:
             raise ProtocolError(f"the payload's weight {weight} is not a finite number of at least 0")
         return payload
 
+    def not_finite(self) -> str | None:
+        """The role and name of a tensor with numbers that are not finite; None where all are.
+
+        Tensors that lie side by side in one buffer, as they do after ``from_bytes``, are looked at in one piece.
+        """
+        if all(_is_finite(run) for run in _runs([t for tree in self.parts.values() for t in tree.values()])):
+            return None
+        for role, tree in self.parts.items():
+            for name, tensor in tree.items():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    return f"{role} '{name}'"
+        return None
+
+
+def _runs(tensors: list[Tensor]) -> list[Tensor]:
+    """The floating-point numbers of ``tensors``, neighbours of one storage joined."""
+    runs: list[Tensor] = []
+    for tensor in tensors:
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        before = runs[-1] if runs else None
+        if (
+            before is not None
+            and before.dtype == tensor.dtype
+            and tensor.is_contiguous()
+            and before.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            and before.storage_offset() + before.numel() == tensor.storage_offset()
+        ):
+            runs[-1] = before.as_strided((before.numel() + tensor.numel(),), (1,), before.storage_offset())
+        else:
+            runs.append(tensor.reshape(-1))
+    return runs
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    low, high = torch.aminmax(numbers)  # one pass, and a NaN comes through
+    return math.isfinite(low) and math.isfinite(high)
+
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytearray:
     """Tensors as safetensors bytes in one buffer; larger element sizes come first, then names in order."""
@@ -147,22 +186,23 @@ def unpack(data: bytes | bytearray | memoryview) -> tuple[Tree, dict[str, str]]:
         data = bytearray(whole)  # a tensor that is written to would change what nobody may change
     tensors: Tree = {}
     try:
+        body = torch.frombuffer(data, dtype=torch.uint8) if len(whole) else torch.empty(0, dtype=torch.uint8)
         header = json.loads(bytes(whole[8:start]))
         metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
         for name, entry in header.items():
-            tensors[name] = _view(data, name, entry, start, len(whole))
+            tensors[name] = _view(body, name, entry, start, len(whole))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, RuntimeError) as error:
         raise ProtocolError(f"the payload's header can't be read: {error}") from error
     return tensors, metadata
 
 
-def _view(data: bytes | bytearray | memoryview, name: str, entry: dict[str, Any], start: int, end: int) -> Tensor:
+def _view(data: Tensor, name: str, entry: dict[str, Any], start: int, end: int) -> Tensor:
     dtype, shape = DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
     first, last = (int(offset) for offset in entry["data_offsets"])
     count = math.prod(shape)
-    size = count * torch.empty((), dtype=dtype).element_size()
+    size = count * _SIZES[dtype]
     if min(shape, default=0) < 0 or first < 0 or last - first != size or start + last > end:
         raise ProtocolError(f"tensor '{name}' lies outside the payload")
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype, count=count, offset=start + first).reshape(shape)
+    return data[start + first : start + last].view(dtype).view(shape)

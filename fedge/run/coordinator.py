@@ -8,6 +8,7 @@ processes work, nor on their order.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from fedge.run.brief import Brief
 from fedge.run.events import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.ledger import Account
 from fedge.run.server import StageServer
+from fedge.wire.blobs import Blob
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Late:
 class _Talk:
     """A device's conversation of this round: what it was sent, when its last turn began, and how far it is."""
 
-    sent: list[bytearray] = field(default_factory=list)
+    sent: list[Blob] = field(default_factory=list)
     start: float = 0.0
     next_turn: int = 0
     done: bool = False
@@ -213,18 +215,25 @@ class Coordinator:
         self._queue = deque(sorted(self._open))
         return self._dispatch() + self._settle()
 
-    def _questions(self, ask: object) -> dict[str, bytearray]:
-        """The bytes of a turn's questions in device order. MethodError for anything but an Ask to known devices."""
+    def _questions(self, ask: object) -> dict[str, Blob]:
+        """The bytes of a turn's questions in device order; what several devices are asked alike is one blob.
+
+        MethodError for anything but an Ask to known devices.
+        """
         if not isinstance(ask, Ask) or not isinstance(ask.to, Mapping):
             raise MethodError(f"it asked by a {type(ask).__name__}, not by an Ask")
-        questions = {}
+        questions: dict[str, Blob] = {}
+        packed: dict[Any, Blob] = {}
         for device in sorted(ask.to):
             account = self.accounts.get(device)
             if account is None:
                 raise MethodError(f"it asks '{device}', which is not a device of this federation")
             if not isinstance(ask.to[device], Payload):
                 raise MethodError(f"it asks '{device}' by a {type(ask.to[device]).__name__}, not by a Payload")
-            questions[device] = ask.to[device].to_bytes()
+            same = _identity(ask.to[device])
+            if same not in packed:
+                packed[same] = Blob(ask.to[device].to_bytes())
+            questions[device] = packed[same]
             if account.out or account.choice is None:
                 self._dropped.setdefault(device, account.lost["cause"] if account.lost else "host")
         return questions
@@ -239,7 +248,9 @@ class Coordinator:
             elif device in self._open:
                 self._computing.add(device)
                 talk = self._talks[device]
-                out.append(Send(device, self.round, talk.next_turn, talk.sent[talk.next_turn]))
+                account = self.accounts[device]
+                blob = talk.sent[talk.next_turn]
+                out.append(Send(device, self.round, talk.next_turn, blob, account.choice, account.stateful))
         self._queue.extendleft(reversed(held))
         return out
 
@@ -261,7 +272,7 @@ class Coordinator:
         assert account.choice is not None
         cost = self.brief.menu[account.choice].cost
         place = (*self.brief.seeds, self.round, talk.next_turn)
-        sent = len(talk.sent[-1])
+        sent = talk.sent[-1].length
         spent = account.energy_j
         arrival = account.charge(talk.start, cost, max(cost.turns, 1), sent, len(event.data), *place)
         account.peak_memory = max(account.peak_memory, event.peak or 0)
@@ -465,9 +476,14 @@ def _state(state: object) -> State:
     return state
 
 
+def _identity(payload: Payload) -> tuple[Any, ...]:
+    """Equal for payloads that hold the very same tensors, weight and meta, as long as they live."""
+    tensors = tuple((role, name, id(tensor)) for role, tree in payload.parts.items() for name, tensor in tree.items())
+    return (tuple(payload.parts), tensors, payload.weight, json.dumps(payload.meta, sort_keys=True, default=repr))
+
+
 def _finite(payload: Payload) -> None:
     """Raise ProtocolError, naming the tensor, when an answer holds numbers that would spoil every average."""
-    for role, tree in payload.parts.items():
-        for name, tensor in tree.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise ProtocolError(f"its answer's {role} '{name}' holds numbers that are not finite")
+    spoilt = payload.not_finite()
+    if spoilt is not None:
+        raise ProtocolError(f"its answer's {spoilt} holds numbers that are not finite")

@@ -6,16 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedge.plan.choose import Choice
+from fedge.wire.blobs import Blob
 
 
 @dataclass(frozen=True)
 class Send:
-    """Ask a device: put these bytes before it as this turn of this round."""
+    """Ask a device: put these bytes before it as this turn of this round.
+
+    blob: shared by every device that is asked the same. pinned, stateful: the offer that the device has picked and the
+    number under which its state was saved last, for a process that has to take the device up first.
+    """
 
     device: str
     round: int
     turn: int
-    data: bytearray
+    blob: Blob
+    pinned: int | None = None
+    stateful: int | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Inline:
                 )
                 self._events.append(lost)
                 return
-            answer = seat.answer(instruction.round, instruction.turn, instruction.data)
+            answer = seat.answer(instruction.round, instruction.turn, instruction.blob.view)
             self._events.append(
                 Answered(
                     device,

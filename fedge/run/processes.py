@@ -100,7 +100,7 @@ class Processes:
             if child is not None:
                 child.heard = time.monotonic()
             about = {"round": instruction.round, "turn": instruction.turn}
-            self._hub.post(instruction.device, Kind.ASK, about, Blob(instruction.data))
+            self._hub.post(instruction.device, Kind.ASK, about, instruction.blob)
         elif isinstance(instruction, End):
             self._hub.post(instruction.device, Kind.TELL, {"end": True})
 

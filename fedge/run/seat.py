@@ -83,7 +83,7 @@ class Seat:
         self._saved = saved
         self.state = {} if saved is None else load_state(self._file(saved))
 
-    def answer(self, round: int, turn: int, data: bytes | bytearray) -> Answer:
+    def answer(self, round: int, turn: int, data: bytearray | memoryview) -> Answer:
         """Take one turn of the conversation of ``round``.
 
         Raises MethodError, naming the device, for what the method's code raised; an allocation that was refused

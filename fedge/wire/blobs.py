@@ -2,7 +2,8 @@
 
 The header of the message that carries a blob declares it under ``blob``: id, length, sha256 and number of chunks. The
 receiver checks that against its limit, allocates once, and grants a window of chunks; then it grants more as chunks
-arrive, so that never more than the window is under way. Chunks come in order, each of 256 KiB but the last.
+arrive, so that never more than the window is under way. Chunks come in order, each of 256 KiB but the last. A blob of
+one chunk needs no credit: it is the body of the message that declares it.
 """
 
 from __future__ import annotations
@@ -26,14 +27,21 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 class Blob:
     """Bytes to send, hashed once however many receivers there are. The buffer must not change until all have it."""
 
-    __slots__ = ("chunks", "length", "sha256", "view")
+    __slots__ = ("_sha256", "chunks", "length", "view")
 
     def __init__(self, data: Buffer):
         """``data`` is any contiguous buffer; it is viewed, never copied."""
         self.view = memoryview(data).cast("B").toreadonly()
         self.length = len(self.view)
         self.chunks = chunks_of(self.length)
-        self.sha256 = hashlib.sha256(self.view).hexdigest()
+        self._sha256 = ""
+
+    @property
+    def sha256(self) -> str:
+        """The hash in hexadecimal digits, taken when it is first asked for."""
+        if not self._sha256:
+            self._sha256 = hashlib.sha256(self.view).hexdigest()
+        return self._sha256
 
     def chunk(self, n: int) -> memoryview:
         """The n-th chunk, counted from 0, as a view."""

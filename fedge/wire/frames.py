@@ -2,7 +2,7 @@
 
     frame 1   b"FEDG", one byte of version, one byte of kind
     frame 2   a JSON object in UTF-8, at most 64 KiB
-    frame 3   at most 256 KiB; empty in every kind but CHUNK
+    frame 3   at most 256 KiB: a chunk of a blob; empty in the kinds that carry none
 
 Nothing here does I/O. Whatever a peer sends, ``decode`` returns a Message or raises ProtocolError.
 """
@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 from fedge.errors import ProtocolError
 
 MAGIC = b"FEDG"
-VERSION = 1
+VERSION = 2
 HEADER = 64 * 1024
 CHUNK = 256 * 1024
 DEPTH = 32
@@ -47,12 +47,15 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """One message; ``header`` holds JSON values, ``body`` is empty unless the kind is CHUNK."""
+    """One message; ``header`` holds JSON values, ``body`` a chunk of a blob or nothing."""
 
     kind: Kind
     header: dict[str, Any] = field(default_factory=dict)
     body: Buffer = b""
 
+
+#: Kinds whose third frame is always empty.
+BARE = frozenset({Kind.HELLO, Kind.BEAT, Kind.CREDIT})
 
 _PREFIX = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
 _KIND = {int(kind): kind for kind in Kind}
@@ -97,8 +100,8 @@ def _check_sizes(kind: Kind, header: Buffer, body: Buffer) -> None:
         raise ProtocolError(f"the header of {kind.name} has {len(header)} bytes, at most {HEADER} are allowed")
     if len(body) > CHUNK:
         raise ProtocolError(f"the body of {kind.name} has {len(body)} bytes, at most {CHUNK} are allowed")
-    if len(body) and kind is not Kind.CHUNK:
-        raise ProtocolError(f"{kind.name} came with a body of {len(body)} bytes; only CHUNK has one")
+    if len(body) and kind in BARE:
+        raise ProtocolError(f"{kind.name} came with a body of {len(body)} bytes; it has none")
 
 
 def _read_header(raw: bytes) -> dict[str, Any]:

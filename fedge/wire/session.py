@@ -15,12 +15,10 @@ from typing import Any
 
 from fedge.errors import ProtocolError
 from fedge.wire.blobs import LIMIT, WINDOW, Blob, Declaration, Incoming, Outgoing
-from fedge.wire.frames import Buffer, Kind, Message, decode, encode
+from fedge.wire.frames import BARE, Buffer, Kind, Message, decode, encode
 
 FROM_DEVICE = frozenset(Kind) - {Kind.WELCOME, Kind.PREPARE, Kind.ASK}
 FROM_COORDINATOR = frozenset(Kind) - {Kind.HELLO, Kind.READY, Kind.TELL, Kind.BEAT}
-
-BARE = frozenset({Kind.HELLO, Kind.BEAT})  # without a blob
 
 
 @dataclass
@@ -79,11 +77,13 @@ class Session:
             raise ProtocolError(f"{kind.name} is sent by the session alone")
         if kind in BARE and blob is not None:
             raise ProtocolError(f"{kind.name} carries no blob")
-        outgoing = None
+        outgoing, body = None, b""
         if blob is not None:
             outgoing = Outgoing(str(next(self._ids)), blob)
             fields["blob"] = outgoing.declare()
-        frames = encode(Message(kind, fields))
+            if blob.chunks == 1:
+                outgoing, body = None, blob.view
+        frames = encode(Message(kind, fields, body))
         if kind is Kind.BEAT:
             self._urgent.append(frames)
         else:
@@ -117,6 +117,8 @@ class Session:
             raise ProtocolError(f"{message.kind.name} came before blob {self._incoming[1].declared.id!r} was complete")
         if "blob" in message.header:
             return self._open(message)
+        if len(message.body):
+            raise ProtocolError(f"{message.kind.name} came with a body that its header doesn't declare")
         return Parcel(message.kind, message.header)
 
     def _next(self) -> list[Buffer] | None:
@@ -136,7 +138,13 @@ class Session:
         if message.kind in BARE:
             raise ProtocolError(f"{message.kind.name} carries no blob")
         declared = Declaration.read(message.header.pop("blob"), self._limit)
-        self._incoming = (message, Incoming(declared, self._window))
+        incoming = Incoming(declared, self._window)
+        if declared.chunks == 1:
+            incoming.credit()
+            incoming.take({"id": declared.id, "n": 0}, message.body)
+        elif len(message.body):
+            raise ProtocolError(f"blob {declared.id!r}: of {declared.chunks} chunks, none comes with the declaration")
+        self._incoming = (message, incoming)
         return self._settle()
 
     def _take_chunk(self, chunk: Message) -> Parcel | None:

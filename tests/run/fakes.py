@@ -171,7 +171,7 @@ class Play:
         if send.turn == 0:
             heard.clear()
         assert send.turn == len(heard), "a turn without those before it"
-        heard.append(read(Payload.from_bytes(send.data)))
+        heard.append(read(Payload.from_bytes(send.blob.view)))
         answer = sum(value * (i + 1) for i, value in enumerate(heard)) + int(send.device[1:])
         data = fault if isinstance(fault, bytearray) else (fault or number(answer)).to_bytes()
         method = self.of.brief.method

@@ -89,7 +89,7 @@ class Recorded(Inline):
     def do(self, instruction):
         if isinstance(instruction, Send):
             place = (instruction.device, instruction.round, instruction.turn)
-            self.told[place] = bytes(instruction.data)
+            self.told[place] = bytes(instruction.blob.view)
         super().do(instruction)
 
     def wait(self):

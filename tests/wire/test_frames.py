@@ -43,7 +43,7 @@ def test_a_body_survives_without_a_copy(body):
 
 
 def test_the_layout_on_the_wire():
-    assert encode(Message(Kind.ASK, {"round": 3})) == [b"FEDG\x01\x05", b'{"round":3}', b""]
+    assert encode(Message(Kind.ASK, {"round": 3})) == [b"FEDG\x02\x05", b'{"round":3}', b""]
 
 
 def test_another_version_is_named_with_ours():
@@ -73,7 +73,7 @@ def test_another_version_is_named_with_ours():
         ([prefix(), b'{"a":"\\ud800"}', b""], "not JSON"),
         ([prefix(), b'{"a":' + b"9" * 60000 + b"}", b""], "not JSON"),
         ([prefix(), b'{"a":"' + b"x" * HEADER + b'"}', b""], "at most 65536"),
-        ([prefix(), b"{}", b"x"], "only CHUNK"),
+        ([prefix(kind=Kind.CREDIT), b"{}", b"x"], "it has none"),
         ([prefix(kind=Kind.CHUNK), b"{}", bytes(CHUNK + 1)], "at most 262144"),
     ],
 )

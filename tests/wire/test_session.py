@@ -45,6 +45,37 @@ def test_both_ways_at_once_in_order():
     assert device.idle
 
 
+def test_a_blob_of_one_chunk_comes_with_its_message():
+    hub, device = pair()
+    for data in (b"", b"x", bytes(CHUNK)):
+        hub.post(Kind.ASK, {"n": 1}, Blob(data))
+        frames = hub.give()
+        assert frames is not None
+        assert hub.idle
+        parcel = device.take(frames)
+        assert parcel is not None
+        assert (parcel.header, parcel.blob) == ({"n": 1}, data)
+        assert device.idle
+
+
+@pytest.mark.parametrize(
+    ("declared", "body", "told"),
+    [
+        (Blob(b"abc"), b"", "0 bytes instead of 3"),
+        (Blob(b"abc"), b"abcd", "4 bytes instead of 3"),
+        (Blob(b"abc"), b"abd", "do not have the hash"),
+        (Blob(bytes(CHUNK + 1)), b"abc", "none comes with the declaration"),
+        (Blob(b""), b"abc", "none comes with the declaration"),
+        (None, b"abc", "doesn't declare"),
+    ],
+)
+def test_a_body_that_is_not_the_declared_blob_is_refused(declared, body, told):
+    _, device = pair()
+    header = {} if declared is None else {"blob": blobs.Outgoing("1", declared).declare()}
+    with pytest.raises(ProtocolError, match=told):
+        device.take(encode(Message(Kind.ASK, header, body)))
+
+
 def test_a_beat_overtakes_a_blob():
     hub, device = pair()
     device.post(Kind.TELL, {}, Blob(bytes(4 * CHUNK)))
