@@ -20,7 +20,6 @@ from fedge.run.brief import Brief
 from fedge.run.events import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.nursery import Nursery
 from fedge.run.worker import held
-from fedge.wire.blobs import Blob
 from fedge.wire.bus import Hub
 from fedge.wire.exchange import Breach, Delivery, Gone
 from fedge.wire.frames import Kind

@@ -77,7 +77,8 @@ class Session:
             raise ProtocolError(f"{kind.name} is sent by the session alone")
         if kind in BARE and blob is not None:
             raise ProtocolError(f"{kind.name} carries no blob")
-        outgoing, body = None, b""
+        outgoing: Outgoing | None = None
+        body: Buffer = b""
         if blob is not None:
             outgoing = Outgoing(str(next(self._ids)), blob)
             fields["blob"] = outgoing.declare()
