@@ -28,15 +28,17 @@ def up(
     slots: int | None = None,
     inline: bool = False,
     best_effort: bool = False,
+    tensorboard: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Run a federation to its end, as ``fedge up`` does; progress goes to standard error unless ``quiet``.
 
-    ``overrides``: dotted keys to values, or texts such as ``stages.customize.rounds=3``. Raises the errors of
-    ``fedge.errors``.
+    ``overrides``: dotted keys to values, or texts such as ``stages.customize.rounds=3``. ``tensorboard``: write an
+    event file in the run's folder as it goes. Raises the errors of ``fedge.errors``.
     """
     import sys
 
+    from fedge.report.board import follower
     from fedge.run.launcher import Options
     from fedge.run.launcher import up as launch
 
@@ -45,4 +47,4 @@ def up(
             print(line, file=sys.stderr, flush=True)
 
     options = Options(runs=Path(runs), slots=slots, inline=inline, best_effort=best_effort)
-    return launch(federation, overrides, options, say)
+    return launch(federation, overrides, options, say, follower() if tensorboard else None)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 import fedge
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, InfeasibleError
 from fedge.run.figures import model_sha256
+from tests.report.reading import points
+from tests.report.tracing import check_trace
 
 FEDERATION = """
 model: vit-nano
@@ -32,6 +34,25 @@ def test_a_run_hands_back_the_model_that_its_digest_names(federation: Path, tmp_
     assert run.summary["stages"][0]["rounds"] == 2
     assert {line["device"] for line in run.metrics} == {"pi-00", "pi-01", None}
     assert model_sha256(run.model()) == run.summary["model_sha256"]
+
+
+def test_a_run_leaves_its_trace_and_its_event_file(federation: Path, tmp_path: Path):
+    pytest.importorskip("tensorboardX")
+    run = fedge.up(federation, runs=tmp_path / "runs", inline=True, quiet=True, tensorboard=True)
+    events = check_trace(run.folder / "trace.json")["traceEvents"]
+    assert {e["args"]["name"] for e in events if e["name"] == "thread_name"} == {"server", "pi-00", "pi-01"}
+    assert len([e for e in events if e["ph"] == "X"]) == 3
+    found = points(run.folder / "tensorboard")
+    assert found["customize/accuracy"][0][:2] == (1, pytest.approx(run.summary["stages"][0]["metrics"]["accuracy"]))
+    assert {"customize-devices/bytes_up/pi-00", "customize-devices/accuracy/pi-01"} <= set(found)
+
+
+def test_a_run_that_fails_leaves_its_trace(federation: Path, tmp_path: Path):
+    beyond = {"devices.pi.memory": "2MiB", "stages.customize.pick": "auto"}
+    with pytest.raises(InfeasibleError):
+        fedge.up(federation, beyond, runs=tmp_path / "runs", inline=True, quiet=True)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert check_trace(run / "trace.json")["otherData"]["status"] == "infeasible"
 
 
 def test_a_wrong_override_is_told_before_anything_runs(federation: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fedge.errors import FedgeError, MissingError
 from fedge.report.record import Answer, Record, Stage
+from fedge.report.snapshot import Snapshot
 
 #: What ends the names of the files that fedge writes, so that it replaces its own and no others.
 _ENDING = ".fedge"
@@ -43,6 +44,36 @@ def write_board(run: Path, parent: Path) -> Path:
     board = Board(run, parent / run.resolve().name)
     board.close()
     return board.folder
+
+
+def follower(onward: Callable[[Snapshot], None] | None = None) -> Callable[[Snapshot], None]:
+    """What a run shows its snapshots to: it keeps ``RUN/tensorboard`` up to date, and hands them ``onward``.
+
+    Raises MissingError at once when tensorboardX isn't installed.
+    """
+    require_tensorboard()
+    board: Board | None = None
+    seen = 0
+
+    def look(snapshot: Snapshot) -> None:
+        nonlocal board, seen
+        if onward is not None:
+            onward(snapshot)
+        run = Path(snapshot.run)
+        told = run / "metrics.jsonl"
+        size = told.stat().st_size if told.exists() else 0
+        ended = snapshot.phase == "ended"
+        if size == seen and not ended:
+            return
+        seen = size
+        if board is None:
+            board = Board(run, run / "tensorboard")
+        if ended:
+            board.close()
+        else:
+            board.follow()
+
+    return look
 
 
 class Board:

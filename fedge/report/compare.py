@@ -23,7 +23,7 @@ def compare(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     Raises MissingError when a folder isn't a run's.
     """
     records = {_called(run, runs): Record(run) for run in runs}
-    first = next(iter(records.values())).summary.get("model_sha256")
+    first = next((r.summary["model_sha256"] for r in records.values() if r.summary.get("model_sha256")), None)
     told = [_run(name, record, first) for name, record in records.items()]
     return {
         "runs": told,
@@ -38,7 +38,7 @@ def compare_tables(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         {
             **row,
             "metric": metric(row),
-            "rounds": row["rounds"],
+            "rounds": row["rounds"] if row["finished"] else f"{row['rounds']}/{row['planned'] or '?'}",
             "emulated": format_seconds(row["virtual_s"]),
             "up": format_bytes(row["bytes_up"]),
             "down": format_bytes(row["bytes_down"]),
@@ -77,7 +77,7 @@ def _run(name: str, record: Record, first: object) -> dict[str, Any]:
         "status": record.status,
         "seed": said.get("seed"),
         "clock": said.get("clock"),
-        "wall_s": said.get("wall_s"),
+        "wall_s": said.get("wall_s") if record.status != "running" else None,
         "virtual_s": record.ended,
         "devices": len(record.devices),
         "model_sha256": digest,
@@ -95,7 +95,8 @@ def _stage(name: str, record: Record, stage: Stage) -> dict[str, Any]:
         "index": stage.index,
         "stage": stage.name,
         "method": stage.method,
-        "rounds": len(stage.rounds),
+        "rounds": closed.get("rounds", _ended(record, stage)),
+        "planned": stage.planned,
         "finished": stage.closed is not None,
         "virtual_s": closed.get("virtual_s", stage.ended - stage.began),
         "bytes_up": closed.get("bytes_up", sum(int(said.get("bytes_up") or 0) for said in answers)),
@@ -104,6 +105,12 @@ def _stage(name: str, record: Record, stage: Stage) -> dict[str, Any]:
         "energy_j": closed.get("energy_j"),
         "lost": sum(loss.stage == stage.index for loss in record.losses),
     }
+
+
+def _ended(record: Record, stage: Stage) -> int:
+    """Rounds that are over: all that began but one under way, of which nothing is written yet."""
+    told = {answer.round for answer in record.answers if answer.stage == stage.index}
+    return len(told | {test.round for test in record.tests if test.stage == stage.index})
 
 
 def _differences(settings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

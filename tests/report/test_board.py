@@ -3,34 +3,20 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from fedge import __main__ as command
 from fedge.errors import FedgeError, MissingError
 from fedge.report import board
-from fedge.report.board import Board, scalars, write_board
+from fedge.report.board import Board, follower, scalars, write_board
 from fedge.report.record import Record
+from fedge.report.snapshot import Snapshot
 from tests.report.made import DEVICES, MIB
+from tests.report.reading import points
 
 pytest.importorskip("tensorboardX")
-
-
-def points(folder):
-    """Tag -> its (step, value, wall time) in the file's order, read record by record and protobuf by protobuf."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found, (file,) = {}, folder.iterdir()
-    data = file.read_bytes()
-    at = 0
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        event = Event.FromString(data[at + 12 : at + 12 + size])  # 8 bytes of length and 4 of its check before it
-        at += 12 + size + 4
-        for value in event.summary.value:
-            if value.HasField("simple_value"):
-                found.setdefault(value.tag, []).append((event.step, value.simple_value, event.wall_time))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +77,37 @@ def test_following_a_run_that_grows(again, tmp_path):
     assert {tag: [p[:2] for p in some] for tag, some in found.items()} == {
         tag: [p[:2] for p in some] for tag, some in points(write_board(path, tmp_path / "boards")).items()
     }
+
+
+def test_a_run_shows_itself(again, monkeypatch):
+    """It is read when it has grown, and closed at its end; what else looks on goes on looking."""
+    path = again()
+    monkeypatch.setattr(board, "_SHARE", 1e9)
+    metrics = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").unlink()
+    seen = []
+    look = follower(seen.append)
+
+    def at(phase):
+        return Snapshot(run=str(path), federation="mine", at=0.0, elapsed_s=1.0, phase=phase)
+
+    look(at("preparing"))
+    assert not (path / "tensorboard").exists()
+    for lines, steps in ((21, [1]), (21, [1]), (42, [1, 2]), (len(metrics), [1, 2, 3, 4, 5, 6])):
+        (path / "metrics.jsonl").write_text("".join(metrics[:lines]))
+        look(at("rounds"))
+        wait_for(lambda steps=steps: [p[0] for p in points(path / "tensorboard").get("train/accuracy", [])] == steps)
+    look(at("ended"))
+    assert points(path / "tensorboard").keys() == points(write_board(path, path / "again")).keys()
+    assert [snapshot.phase for snapshot in seen] == ["preparing", *["rounds"] * 4, "ended"]
+
+
+def wait_for(true, seconds=30.0):
+    """The writer has a thread of its own."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_looking_takes_a_small_share_of_the_time(again, tmp_path, monkeypatch):

@@ -63,8 +63,27 @@ def test_what_differs(again, capsys):
         "stages.customize.lr": (None, 0.1),
     }
     assert [row["finished"] for row in found["compare"]] == [True, True, True, False]
+    assert [row["rounds"] for row in found["compare"]] == [6, 5, 6, 2]
     compare_tables(found)
-    assert "settings that differ" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "settings that differ" in out
+    assert "2/5" in out
+
+
+def test_a_run_under_way_and_one_without_figures(again, capsys):
+    under_way, silent = again(status="running"), again("silent", tests=False)
+    with (under_way / "events.jsonl").open("a") as out:
+        begun = {"event": "round", "stage": "customize", "round": 2, "virtual_s": 10.4, "time": 1.79e9}
+        out.write(json.dumps(begun) + "\n")
+    found = compare([under_way, silent])
+    assert [row["wall_s"] for row in found["runs"]] == [None, 71.2]
+    assert [row["same_model"] for row in found["runs"]] == [None, True]
+    assert [(row["rounds"], row["planned"]) for row in found["compare"]] == [(6, 6), (2, 5), (6, 6), (5, 5)]
+    assert ["accuracy" in row for row in found["compare"]] == [True, True, False, False]
+    for row in (row for rows in found.values() for row in rows):
+        assert not any(isinstance(value, dict) for value in row.values())
+    compare_tables(found)
+    assert "2/5" in capsys.readouterr().out
 
 
 def test_stages_of_one_name_go_by_their_number(again):
