@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
+
+from fedge.commands import runs as verbs
+from fedge.commands.parameters import BestEffort, Federation, Json, Runs, Set, Slots, print_json, progress
 
 app = typer.Typer(
     name="fedge",
     help="docker compose for federations of edge devices: federated foundation models on devices you don't have.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -21,13 +22,6 @@ app = typer.Typer(
 
 #: What the parser raises for a wrong command line.
 usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-
-Federation = Annotated[str, typer.Argument(metavar="FEDERATION", help="A YAML file, or a folder with federation.yaml.")]
-Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.customize.rounds=3. Can be repeated."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def _version(wanted: bool) -> None:
@@ -65,58 +59,7 @@ def config(federation: Federation, set: Set = None, as_json: Json = False) -> No
         sys.stdout.write(text)
 
 
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")]
-BestEffort = Annotated[bool, typer.Option("--best-effort", help="Go on where a limit can't be applied, and say so.")]
-Slots = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--slots", min=1, metavar="N", help="Devices that compute at once; the host's cores by default."),
-]
-
-
-@app.command()
-def up(
-    federation: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[FEDERATION]", help="A YAML file, or a folder with federation.yaml."),
-    ] = None,
-    set: Set = None,
-    slots: Slots = None,
-    clock: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--clock", metavar="virtual|real", help="The devices' clock; the file's by default."),
-    ] = None,
-    inline: Annotated[bool, typer.Option("--inline", help="No processes and no walls, for debugging.")] = False,
-    best_effort: BestEffort = False,
-    resume: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--resume", metavar="RUN", help="Go on from the last checkpoint of a run's folder."),
-    ] = None,
-    runs: Runs = Path("runs"),
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write an event file in the run's folder as it goes.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Run all stages of a federation and leave a run folder.
-
-    Example: fedge up federations/quickstart.yaml --set stages.customize.rounds=3
-    """
-    from fedge.report.closing import closing_tables
-    from fedge.run.launcher import Options, up
-
-    overrides = [*(set or ()), *([f"emulation.clock={clock}"] if clock else [])]
-    if (federation is None) == (resume is None):
-        raise typer.BadParameter("give a federation, or --resume RUN", param_hint="FEDERATION")
-    if resume is not None and overrides:
-        raise typer.BadParameter("a resumed run keeps its own settings", param_hint="--set")
-    options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
-    see = None
-    if tensorboard:
-        from fedge.report.board import follower
-
-        see = follower()
-    run = up(federation or "", overrides, options, progress, see)
-    print_json(run.summary) if as_json else closing_tables(run.summary)
+app.command()(verbs.up)
 
 
 @app.command()
@@ -212,9 +155,8 @@ def compare(
     print_json(found) if as_json else compare_tables(found)
 
 
-def progress(line: str) -> None:
-    """A line of progress, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+for verb in (verbs.ps, verbs.logs, verbs.stats, verbs.down):
+    app.command()(verb)
 
 
 @app.command()
@@ -309,8 +251,3 @@ def init(
     from fedge.spec.starter import write_starter
 
     print(write_starter(Path(path), force=force))
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))

@@ -31,7 +31,8 @@ MAY = {
     "report": {"spec", "units"},
     "testing": {"core", "models", "data", "codecs", "privacy", "meter", "methods", "emulation", "wire", "plan", "run"}
     | {"export", "report", "spec", "units"},
-    "cli": {"report", "export", "run", "plan", "spec", "units"},
+    "commands": {"report", "export", "run", "plan", "spec", "units"},
+    "cli": {"commands", "report", "export", "run", "plan", "spec", "units"},
     "__main__": {"cli", "report", "export", "run", "plan", "spec", "units"},
 }
 #: File -> what it alone may import beyond its room's, and why.
@@ -41,7 +42,7 @@ ALSO = {
 }
 #: Of the emulation, planning needs the arithmetic of time and energy alone.
 ARITHMETIC = {"emulation.roofline", "emulation.link", "emulation.power"}
-NO_TORCH = ("units", "errors", "spec", "wire", "emulation", "report", "cli", "__main__")
+NO_TORCH = ("units", "errors", "spec", "wire", "emulation", "report", "commands", "cli", "__main__")
 HEAVY = {"torch", "transformers", "peft", "safetensors"}
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from fedge.errors import FedgeError, MissingError
 
-#: What the launcher said, in a run's folder.
-LOG = "launcher.log"
+#: In a run's folder: what the launcher said, what it has on the host while it runs, and where the run stands.
+LOG, LAUNCHER, PROGRESS = "launcher.log", "launcher.json", "progress.json"
 
 
 class RunFolder:

@@ -12,12 +12,11 @@ from fedge.report.snapshot import DeviceAt, Snapshot
 from fedge.run.brief import Brief
 from fedge.run.coordinator import Coordinator
 from fedge.run.engine import Engine
-from fedge.run.folder import RunFolder, keep_beside
+from fedge.run.folder import PROGRESS, RunFolder, keep_beside
 from fedge.run.ledger import Account
 
 See = Callable[[Snapshot], None]
 
-FILE = "progress.json"
 #: Seconds between two snapshots for those who look on, and between two writings of the file.
 _LOOK, _WRITE = 0.25, 1.0
 #: Watching takes at most this share of a run's time: with thousands of devices snapshots become rarer.
@@ -123,7 +122,7 @@ class Watch:
             self._see(snapshot)
             self._seen.done(began)
         if write:
-            keep_beside(self._folder.file(FILE), snapshot.to_json())
+            keep_beside(self._folder.file(PROGRESS), snapshot.to_json())
             self._written.done(began)
 
     def _snapshot(self, *, with_memory: bool) -> Snapshot:
