@@ -73,6 +73,9 @@ def up(
         ),
     ] = None,
     runs: Runs = Path("runs"),
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write an event file in the run's folder as it goes.")
+    ] = False,
     shown: Annotated[
         str,
         typer.Option(
@@ -102,52 +105,35 @@ def up(
     if shown not in ("auto", "plain", "live"):
         raise typer.BadParameter(f"'{shown}' is none of auto, plain, live", param_hint="--progress")
     if detach:
-        _start(federation, overrides, slots, inline, best_effort, resume, runs, tensorboard, as_json)
+        named = {"--runs": runs, "--resume": resume, "--slots": slots}
+        flags = {"--inline": inline, "--best-effort": best_effort, "--tensorboard": tensorboard}
+        words = [f"{name}={value}" for name, value in named.items() if value is not None]
+        words += [name for name, wanted in flags.items() if wanted]
+        _start(federation, overrides, words, as_json)
         return
     from fedge.report.closing import closing_tables
     from fedge.run.launcher import Options, up
 
     options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
     with _following(shown, as_json, told_to) as (say, see):
-        run = up(federation or "", overrides, options, say, _board(see) if tensorboard else see)
+        if tensorboard:
+            from fedge.report.board import follower
+
+            see = follower(see)
+        run = up(federation or "", overrides, options, say, see)
     print_json(run.summary) if as_json else closing_tables(run.summary)
 
 
-def _start(
-    federation: str | None,
-    overrides: list[str],
-    slots: int | None,
-    inline: bool,
-    best_effort: bool,
-    resume: Path | None,
-    runs: Path,
-    tensorboard: bool,
-    as_json: bool,
-) -> None:
+def _start(federation: str | None, overrides: list[str], words: list[str], as_json: bool) -> None:
     """The same command again, as a process that this one doesn't wait for."""
     from fedge.run.detached import start
     from fedge.spec import load_federation
 
     if federation is not None:
         load_federation(federation, overrides)  # mistakes in the file are told at once
-    if tensorboard:
-        _board(None)
-    words = ["up", "--runs", str(runs)]
-    words += ["--resume", str(resume)] if resume is not None else []
-    words += ["--slots", str(slots)] if slots is not None else []
-    words += [*(["--inline"] if inline else []), *(["--best-effort"] if best_effort else [])]
-    words += ["--tensorboard"] if tensorboard else []
-    for override in overrides:
-        words += ["--set", override]
-    started = start([*words, *([federation] if federation is not None else [])], progress)
+        words = [federation, *words]
+    started = start(["up", *words, *(f"--set={override}" for override in overrides)], progress)
     print_json(started) if as_json else print(started["run"])
-
-
-def _board(see: Callable[[Snapshot], None] | None) -> Callable[[Snapshot], None]:
-    """An event file that follows the run, beside whoever looks on."""
-    from fedge.report.board import follower
-
-    return follower(see)
 
 
 @contextmanager
