@@ -85,9 +85,6 @@ def up(
             autocompletion=complete.one_of("auto", "plain", "live"),
         ),
     ] = "auto",
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write an event file in the run's folder as it goes.")
-    ] = False,
     as_json: Json = False,
     told_to: Annotated[Optional[int], typer.Option("--told-to", hidden=True)] = None,  # noqa: UP045
 ) -> None:
