@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,9 +81,8 @@ def _told(table: Table, name: str | None, role: str) -> str | None:
     if name is None or name in table.columns:
         return name
     hint = nearest(name, table.columns)
-    raise ConfigError(
-        table.problem(f"no column '{name}' for the {role}: {_listed(table)}{'; ' + hint if hint else ''}")
-    )
+    message = f"no column '{name}' for the {role}: {_listed(table)}{'; ' + hint if hint else ''}"
+    raise ConfigError(replace(table.problem(message), key=role))
 
 
 def _told_text(table: Table, name: str | None) -> tuple[str, ...]:

@@ -126,6 +126,8 @@ def _drawn(labels: np.ndarray | None, n: int, count: int, seed: int) -> np.ndarr
     if labels is None:
         return sample(None, n, count, seed, "test split")
     eligible = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    if not len(eligible):
+        raise ConfigError(f"each of the {n} rows has a label of its own: none can be kept for the test")
     return eligible[sample(labels[eligible], len(eligible), count, seed, "test split")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,10 @@ def _csv(path: Path, delimiter: str = ",") -> Table:
 
 def _header(path: Path, row: list[str]) -> list[str]:
     names = [name.strip() for name in row]
+    for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and mark in names[0]:
+            hint = "a .tsv file is divided by tabs" if mark == "\t" else "write it anew with commas"
+            raise ConfigError(Problem(f"the header is divided by {called}, not commas", str(path), 1, hint=hint))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(Problem(f"the header names '{twice[0]}' twice", str(path), 1))
@@ -167,11 +172,18 @@ def _text(path: Path) -> Table:
 
 def _npz(path: Path) -> tuple[Table, Table | None]:
     """Arrays named ``*_train`` and ``*_test``, or arrays of equal length with a boolean ``is_test``."""
+    path.open("rb").close()  # what can't be read at all is told by the caller
+    if not zipfile.is_zipfile(path):
+        hint = "numpy.savez writes one; a file that was cut short isn't one any more"
+        raise ConfigError(Problem("not an .npz file, which is a zip of arrays", str(path), hint=hint))
     try:
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-    except (ValueError, OSError, EOFError, AttributeError, KeyError) as error:
+    except Exception as error:  # numpy, zip and inflation each have classes of their own for a damaged file
         raise ConfigError(Problem(f"not an .npz file of plain arrays: {_first_line(error)}", str(path))) from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ConfigError(Problem(f"not an .npz file of plain arrays: '{name}' is no array", str(path)))
     if any(re.search(r"_(train|test)$", name) for name in arrays):
         train = {name[:-6]: array for name, array in arrays.items() if name.endswith("_train")}
         test = {name[:-5]: array for name, array in arrays.items() if name.endswith("_test") and name != "is_test"}
@@ -204,6 +216,14 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(20)
+    if start == b"version https://git-":
+        hint = "`git lfs pull` brings the data"
+        raise ConfigError(Problem("a pointer of git-lfs, and not the data itself", str(path), hint=hint))
+
+
 READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _csv,
     ".tsv": lambda path: _csv(path, "\t"),
@@ -229,6 +249,7 @@ def read_file(path: Path) -> tuple[Table, Table | None]:
             )
         )
     try:
+        _refuse_pointer(path)
         table, test = _npz(path) if path.suffix.lower() == ".npz" else (READERS[path.suffix.lower()](path), None)
     except OSError as error:
         raise MissingError(f"{path} cannot be read: {error.strerror or error}") from None

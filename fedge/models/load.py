@@ -17,7 +17,7 @@ from torch import nn
 
 from fedge.core.rng import seed_everything
 from fedge.core.task import TASKS, Task
-from fedge.errors import ConfigError, MissingError, nearest
+from fedge.errors import ConfigError, FedgeError, MissingError, Problem, nearest
 from fedge.models import nano
 from fedge.models.anatomy import anatomy
 from fedge.models.place import MINILM, Kind, Place, find
@@ -76,14 +76,20 @@ def load(
     classes = classes if classes is not None else (len(labels) if labels else None)
     # a new head does not depend on where a checkpoint lies, a bundled model does on its name
     seed_everything(seed, "model", name if name in nano.TASKS else "head")
-    with quiet():
-        if name in nano.TASKS:
-            loaded = _bundled(name, task, classes, labels, options)
-        elif _is_function(name):
-            loaded = _custom(name, task, classes, options, folder)
-        else:
-            place = find(name, folder, revision, trust_remote_code)
-            loaded = _pretrained(place, task, classes, labels, options)
+    try:
+        with quiet():
+            if name in nano.TASKS:
+                loaded = _bundled(name, task, classes, labels, options)
+            elif _is_function(name):
+                loaded = _custom(name, task, classes, options, folder)
+            else:
+                place = find(name, folder, revision, trust_remote_code)
+                loaded = _pretrained(place, task, classes, labels, options)
+    except FedgeError:
+        raise
+    except Exception as error:  # damaged files, wrong sizes, a module of the user's own: many libraries, many classes
+        message = f"model {name} can't be loaded: {type(error).__name__}: {_first(error)}"
+        raise ConfigError(Problem(message, hint=_pointer(name, folder))) from error
     loaded.model = loaded.model.float().eval().requires_grad_(False)
     config = getattr(loaded.model, "config", None)
     if config is not None and hasattr(config, "to_dict"):
@@ -198,7 +204,20 @@ def _read(place: Place, auto: Any, config: Any) -> Any:
 
 
 def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What the error says, its first line; a heading goes on to the next."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def _pointer(name: str, folder: Path | None) -> str | None:
+    """What to do about weights that git-lfs has not brought."""
+    path = Path(folder or ".") / name / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            left = file.read(20) == b"version https://git-"
+    except OSError:
+        return None
+    return "model.safetensors is a pointer of git-lfs; `git lfs pull` brings the weights" if left else None
 
 
 def _told(place: Place, config: Any) -> str:

@@ -6,6 +6,9 @@ state, because the first download of most methods is empty. Nothing about cost i
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
@@ -37,13 +40,25 @@ def trace(method: Method, variant: Method, setting: Setting) -> Cost:
     """
     try:
         apart = skeleton(setting.base)
-        with FakeTensorMode():
+        with _silent(), FakeTensorMode():
             rehearsal = Rehearsal(method, variant, setting, faked(apart), fake=True)
             return _cost([_extended(rehearsal, setting.rows, first) for first in method.phases()])
     except FedgeError:
         raise
     except Exception:
         return measure(method, variant, setting)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the traceback that torch logs for what fake tensors can't do: that is measured instead, or told."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def measure(method: Method, variant: Method, setting: Setting) -> Cost:
@@ -66,6 +81,7 @@ class _Phase:
     own: int
     gradients: int
     message: int
+    sent: dict[str, int]
     depth: int
     trainable: int
 
@@ -119,6 +135,7 @@ def _phase(rehearsal: Rehearsal, figures: Figures, once: Figures) -> _Phase:
         own=rehearsal.own,
         gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained),
         message=rehearsal.message,
+        sent=dict(rehearsal.sent),
         depth=_depth(rehearsal.device.model),
         trainable=sum(parameter.numel() for parameter in trained),
     )
@@ -140,6 +157,7 @@ def _cost(phases: list[_Phase], *, measured: bool = False) -> Cost:
         ops=max(phase.figures.work.ops for phase in phases),
         bytes_up=max(phase.figures.up for phase in phases),
         bytes_down=max(phase.figures.down for phase in phases),
+        sent=last.sent,
         turns=max(phase.figures.turns for phase in phases),
         # the server's state is empty before the first round, so that round may also cost less than those after it
         once_flops=max(0.0, phases[0].once.work.flops),

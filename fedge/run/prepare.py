@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from fedge.codecs.chain import Chain
+from fedge.codecs.make import chain
 from fedge.core.method import Rows
 from fedge.core.server import ServerOptimizer
 from fedge.data.encode import Data, encode, split_public
 from fedge.data.partition import hold_out, label_mix, partition
 from fedge.data.raw import Raw
 from fedge.data.source import read
-from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError
+from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError, Problem
 from fedge.models.load import Loaded, load
-from fedge.plan.menu import menu_of, method_of
+from fedge.plan.menu import Menu, menu_of, method_of
 from fedge.plan.trace import Setting
 from fedge.run.brief import Brief
+from fedge.spec import catalogue as catalogues
 from fedge.spec.federation import FederationSpec
+from fedge.spec.stage import StageSpec
 from fedge.spec.stage import exits_last
 
 Say = Callable[[str], None]
@@ -98,9 +102,21 @@ def prepare(spec: FederationSpec, say: Say) -> Prepared:
         ),
     )
     shape = loaded.preprocessor or _image_shape(loaded)
+    _check_length(spec, raw, loaded)
     data = _at(spec, "data", lambda: encode(raw, shape, loaded.task, data_spec.length, loaded.input_names))
     data = _at(spec, "data.public", lambda: split_public(data, data_spec.public, spec.seed))
     return _divided(spec, raw, data, loaded)
+
+
+def _check_length(spec: FederationSpec, raw: Raw, loaded: Loaded) -> None:
+    """Refuse texts longer than the model has places for."""
+    if raw.train.text is None:
+        return
+    places = [loaded.config.get(name) for name in ("max_position_embeddings", "n_positions")]
+    most = min((count for count in places if isinstance(count, int) and count > 0), default=None)
+    if most is not None and spec.data.length > most:
+        message = f"texts are cut to {spec.data.length} tokens, and the model takes {most}"
+        raise ConfigError(spec.problem("data.length", message, hint=f"length: {most}"))
 
 
 def _divided(spec: FederationSpec, raw: Raw, data: Data, loaded: Loaded) -> Prepared:
@@ -134,11 +150,13 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
             raise ConfigError(spec.problem(f"stages.{stage.index}.method", message, hint=hint))
         server = stage.server
         optimizer = ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau)
+        codecs = _at(spec, f"stages.{stage.index}.codec", partial(chain, stage.codec))
         setting = Setting(
-            prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer
+            prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer, codecs
         )
         told = partial(_tell, say, stage.stage)
         menu = _at(spec, f"stages.{stage.index}.method", partial(menu_of, method, variants, setting, told))
+        _check_busy(spec, stage, menu, codecs)
         found.append(
             Brief(
                 seed=spec.seed,
@@ -155,9 +173,20 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
                 quorum=stage.quorum,
                 deadline=stage.deadline,
                 optimizer=optimizer,
+                chain=codecs,
             )
         )
     return found
+
+
+def _check_busy(spec: FederationSpec, stage: StageSpec, menu: Menu, codecs: Chain) -> None:
+    """Refuse a codec that would touch nothing of what any device sends."""
+    sent = {role: size for offer in menu.offers for role, size in offer.cost.sent.items()}
+    for codec in codecs.idle(sent):
+        message = f"'{codec.key}' is for {', '.join(codec.touches)}, and '{stage.method}' sends {', '.join(sent)}"
+        usable = [info.key for info in catalogues.load().codecs if set(info.roles) & set(sent)]
+        hint = f"for that: {', '.join(usable)}" if usable else "leave it out"
+        raise ConfigError(spec.problem(f"stages.{stage.index}.codec", message, hint=hint))
 
 
 def _tell(say: Say, stage: str, text: str) -> None:
@@ -182,12 +211,23 @@ def _at(spec: FederationSpec, key: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except ConfigError as error:
-        placed = [
-            p if p.line is not None else spec.problem(key, p.message if not p.file else str(p), hint=p.hint)
-            for p in error.problems
-        ]
-        raise ConfigError(placed) from error
+        raise ConfigError([_placed(spec, key, problem) for problem in error.problems]) from error
     except FedgeError as error:
         if isinstance(error, (InfeasibleError, LimitError)):
             raise
         raise ConfigError(spec.problem(key, error.message, hint=error.hint)) from error
+
+
+def _placed(spec: FederationSpec, key: str, problem: Problem) -> Problem:
+    """The problem with a place in the federation's file, where it has no line of its own.
+
+    One about a column that the file names is placed at the key that names it.
+    """
+    if problem.line is not None:
+        return problem
+    message = f"{problem.file}: {problem.message}" if problem.file else problem.message
+    if problem.key is not None:
+        key = f"data.{problem.key}"
+        if problem.key == "client" and spec.data.client is None:
+            key = "data.partition.by"
+    return spec.problem(key, message, hint=problem.hint)
