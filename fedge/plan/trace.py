@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from fedge.core.cost import Cost
 from fedge.core.method import Method, Rows
 from fedge.errors import FedgeError, MethodError
 from fedge.models.anatomy import anatomy
 from fedge.models.names import trainable
 from fedge.plan.rehearsal import Figures, Rehearsal, Setting, faked, skeleton
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 __all__ = ["Setting", "measure", "trace"]
 
@@ -81,7 +80,6 @@ class _Phase:
     own: int
     gradients: int
     message: int
-    sent: dict[str, int]
     depth: int
     trainable: int
 
@@ -135,7 +133,6 @@ def _phase(rehearsal: Rehearsal, figures: Figures, once: Figures) -> _Phase:
         own=rehearsal.own,
         gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained),
         message=rehearsal.message,
-        sent=dict(rehearsal.sent),
         depth=_depth(rehearsal.device.model),
         trainable=sum(parameter.numel() for parameter in trained),
     )
@@ -157,7 +154,6 @@ def _cost(phases: list[_Phase], *, measured: bool = False) -> Cost:
         ops=max(phase.figures.work.ops for phase in phases),
         bytes_up=max(phase.figures.up for phase in phases),
         bytes_down=max(phase.figures.down for phase in phases),
-        sent=last.sent,
         turns=max(phase.figures.turns for phase in phases),
         # the server's state is empty before the first round, so that round may also cost less than those after it
         once_flops=max(0.0, phases[0].once.work.flops),
