@@ -1,69 +1,40 @@
-"""Exporting a trained model: for each exit a truncated ONNX graph that answers as PyTorch does, in a folder of its own.
+"""Exporting a model with exits, composed from stages that are traced once, in targets that each have a folder:
+
+- ``adaptive``: all exits in one graph that decides by itself where to leave;
+- ``exit-<blocks>``: the model up to one exit, for a device that cannot hold more;
+- ``chain``: the stages as graphs of their own, for batches and for handing over between devices, and every truncated
+  graph once more, all over one file of weights.
 
 PyTorch computes on several threads here, and a process that has done so must not fork afterwards: export last.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedge.core.task import Task
-from fedge.data.rows import Pixels, Rows
-from fedge.errors import ConfigError, FedgeError
-from fedge.export import graph, verify
-from fedge.export.card import card
-from fedge.export.folder import describe, label_names, whole
-from fedge.export.quiet import all_cores, quiet
-from fedge.models import lora
+from fedge.data.rows import Rows
+from fedge.errors import ConfigError
+from fedge.export import graph, verify, work
+from fedge.export.chain import Chain
+from fedge.export.compose import adaptive, truncated
+from fedge.export.criteria import CRITERIA, scores
+from fedge.export.job import Exported, Job, Progress, example_of, job_of, manifest_of, plain_of, still, traceable
+from fedge.export.policy import Policy, calibrate, held_apart
+from fedge.export.precision import known, precise
+from fedge.export.shared import WEIGHTS_FILE, save_shared
+from fedge.export.stages import Stage, trace
+from fedge.export.target import EXITS_FILE, finish, kept, name_of, write_one
 from fedge.models.exits import MultiExit
 from fedge.models.load import Loaded
-from fedge.models.quiet import quiet as quiet_loading
-from fedge.models.share import share
 
-Progress = Callable[[str], None]
-_Answers = Callable[[], Iterator[tuple[Mapping[str, Tensor], Tensor]]]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One exported file. file: its path from the run's folder; bytes: its size; accuracy: by ONNX Runtime on the rows
-    given, None where they have no labels; agreement: the share of labels on which PyTorch agrees."""
-
-    target: str
-    file: str
-    precision: str
-    bytes: int
-    accuracy: float | None
-    parity_max_abs: float
-    agreement: float
-
-    def to_json(self) -> dict[str, Any]:
-        """A row of summary.json's ``exports``."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all targets of one export have in common."""
-
-    loaded: Loaded
-    task: Task
-    rows: Rows
-    folder: Path
-    labels: list[str]
-    about: Mapping[str, Any]
-    names: tuple[str, ...]
-    progress: Progress
+ADAPTIVE, CHAIN = "adaptive", "chain"
 
 
 def export_exits(
@@ -75,183 +46,240 @@ def export_exits(
     labels: Sequence[str] | None = None,
     about: Mapping[str, Any],
     precision: Sequence[str] = ("fp32",),
+    exits: Sequence[int] | None = None,
+    criterion: str = "max_prob",
     progress: Progress | None = None,
 ) -> list[Exported]:
-    """For each exit, shallowest first, write ``folder/exit-<blocks>/model.onnx`` and what a runtime needs beside it.
+    """Write ``exit-<blocks>/model.onnx`` for each exit, ``adaptive/model.onnx`` and ``chain/`` below ``folder``, and
+    beside each graph what a runtime needs; precisions other than fp32 in folders that end in their name.
 
-    The graph holds the blocks up to the exit and its head alone. loaded: what the model was loaded as (preprocessor,
-    task, input names). rows: test rows, at least one, on which every graph is compared with PyTorch before it is kept.
-    labels: names of the classes (None: the model's own). about: JSON facts for the file's metadata and its card.
-    Folders that are there are replaced, each as a whole.
+    loaded: what the model was loaded as (preprocessor, task, input names). rows: test rows, at least one, on which
+    every graph is compared with PyTorch before it is kept; a part of them chooses the thresholds and is left out of
+    what is reported of the adaptive graph. labels: names of the classes (None: the model's own). about: JSON facts for
+    the metadata and the card. exits: only these (None: all); the deepest of them is then the last. criterion: one of
+    ``criteria.CRITERIA``. Folders that are there are replaced, each as a whole.
 
-    ParityError for a graph that differs from PyTorch (its folder is absent then), FedgeError for a model that cannot
-    be exported or a disk that does not take it, ConfigError for an unknown precision.
+    ParityError for a graph that differs from PyTorch (its folder is absent then), FedgeError for a model that cannot be
+    exported or a disk that does not take it, ConfigError for an unknown precision, criterion or exit.
     """
-    _known(precision)
-    with _still():
-        plain = _plain(model)
-        assert isinstance(plain, MultiExit)
-        job = _job(plain, loaded, plain.classes, rows, folder, labels, about, progress)
-        answers = _exit_answers(plain, job)
-        return [
-            _export(f"exit-{blocks}", plain.cut(blocks), blocks, answers[blocks], job, one)
-            for blocks in plain.points
-            for one in precision
-        ]
-
-
-def export_model(
-    model: nn.Module,
-    loaded: Loaded,
-    rows: Rows,
-    folder: Path,
-    *,
-    labels: Sequence[str] | None = None,
-    about: Mapping[str, Any],
-    precision: Sequence[str] = ("fp32",),
-    progress: Progress | None = None,
-) -> list[Exported]:
-    """The same for a model without exits, as the one target ``full``; of a language model, the pass over a prompt."""
-    _known(precision)
-    with _still():
-        plain = _plain(model)
-        job = _job(plain, loaded, loaded.task.classes, rows, folder, labels, about, progress)
-
-        def answers() -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-            for batch in verify.chunks(job.rows, job.task, job.names):
-                yield batch, graph.logits_of(plain(**job.task.inputs(batch)))
-
-        return [_export("full", plain, None, answers, job, one) for one in precision]
-
-
-def _known(precision: Sequence[str]) -> None:
     for one in precision:
-        if one not in verify.TOLERANCE:
-            raise ConfigError(f"precision '{one}' cannot be exported; there is {', '.join(verify.TOLERANCE)}")
+        known(one)
+    if criterion not in CRITERIA:
+        raise ConfigError(f"criterion '{criterion}' is none of {', '.join(CRITERIA)}")
+    model = _limited(model, exits)
+    with still():
+        plain = plain_of(model)
+        assert isinstance(plain, MultiExit)
+        job = job_of(plain, loaded, plain.classes, rows, folder, labels, about, progress)
+        traced = traceable(plain)
+        assert isinstance(traced, MultiExit)
+        stages = trace(traced, example_of(job), job.progress)
+        row = next(verify.chunks(job.rows.take([0]), job.task, job.names))
+        made = _Made(plain, stages, job, criterion, work.by_exit(plain, job.task.inputs(row)), _answers(plain, job))
+        return [exported for each in precision for exported in _in_precision(made, each)]
 
 
-@contextmanager
-def _still() -> Iterator[None]:
-    with quiet_loading(), quiet(), all_cores(), torch.no_grad():
-        yield
+@dataclass(frozen=True)
+class _Made:
+    """A model, its stages in fp32, what leaving costs, and PyTorch's answers to the rows."""
+
+    model: MultiExit
+    stages: list[Stage]
+    job: Job
+    criterion: str
+    costs: list[work.Leaving]
+    answers: _Answers
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        return self.model.points
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, in float32 on the CPU, its adapters merged and no cache kept; shares what it can."""
-    plain = (lora.merge(model) if lora.factors(model) else share(model)).cpu().float().eval()
-    config: Any = getattr(plain, "config", None)
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
-    return plain
+def _limited(model: MultiExit, exits: Sequence[int] | None) -> MultiExit:
+    """The model with some of its exits alone, cut after the deepest of them."""
+    if exits is None:
+        return model
+    unknown = sorted(set(exits) - set(model.points))
+    if unknown or not exits:
+        which = f"no exit after block {unknown[0]}" if unknown else "no exit was named"
+        raise ConfigError(f"{which}; the model has exits after {', '.join(map(str, model.points))}")
+    short = model.cut(max(exits))
+    short.points = tuple(sorted(set(exits)))
+    for name in [name for name in short.exits if int(name) not in short.points]:
+        del short.exits[name]
+    return short
 
 
-def _job(
-    model: nn.Module,
-    loaded: Loaded,
-    classes: int,
-    rows: Rows,
-    folder: Path,
-    labels: Sequence[str] | None,
-    about: Mapping[str, Any],
-    progress: Progress | None,
-) -> _Job:
-    task = Task(loaded.task.kind, classes)
-    names = tuple(name for name in loaded.input_names if name in rows.columns or name == "attention_mask")
-    if not names:
-        raise ConfigError(f"the rows have none of the model's inputs {', '.join(loaded.input_names)}")
-    return _Job(
-        loaded, task, rows, folder, label_names(model, task, labels), about, names, progress or (lambda line: None)
-    )
+class _Answers:
+    """The rows in batches, with PyTorch's logits of every exit. A classifier's are computed once and kept; those of a
+    language model, which are too large for that, each time."""
 
+    def __init__(self, model: MultiExit, job: Job, kept: list[list[Tensor]] | None):
+        self._model, self._job, self._kept = model, job, kept
 
-def _exit_answers(model: MultiExit, job: _Job) -> dict[int, _Answers]:
-    """For each exit the rows with its logits. A classifier runs once for all of its exits; those of a language model,
-    whose logits are too large to keep, run one by one."""
-
-    def one_by_one(blocks: int) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-        for batch in verify.chunks(job.rows, job.task, job.names):
-            yield batch, model(depth=blocks, **job.task.inputs(batch))[-1]
-
-    if job.task.generative:
-        return {blocks: partial(one_by_one, blocks) for blocks in model.points}
-    job.progress(f"PyTorch's answers to {len(job.rows)} rows")
-    kept = [model(**job.task.inputs(batch)) for batch in verify.chunks(job.rows, job.task, job.names)]
-
-    def remembered(at: int) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+    def __call__(self) -> Iterator[tuple[Mapping[str, Tensor], Sequence[Tensor]]]:
+        job = self._job
         batches = verify.chunks(job.rows, job.task, job.names)
-        return ((batch, logits[at]) for batch, logits in zip(batches, kept, strict=True))
+        if self._kept is not None:
+            return zip(batches, self._kept, strict=True)
+        return ((batch, self._model(**job.task.inputs(batch))) for batch in batches)
 
-    return {blocks: partial(remembered, at) for at, blocks in enumerate(model.points)}
+    def at(self, index: int) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        """The same for one exit."""
+        return ((batch, logits[index]) for batch, logits in self())
 
 
-def _export(
-    target: str, model: nn.Module, blocks: int | None, answers: _Answers, job: _Job, precision: str
+def _answers(model: MultiExit, job: Job) -> _Answers:
+    if job.task.generative:
+        return _Answers(model, job, None)
+    job.progress(f"PyTorch's answers to {len(job.rows)} rows")
+    batches = verify.chunks(job.rows, job.task, job.names)
+    return _Answers(model, job, [model(**job.task.inputs(batch)) for batch in batches])
+
+
+def _in_precision(made: _Made, precision: str) -> Iterator[Exported]:
+    """Every target in one precision: the single exits, then the chain, whose logits choose the thresholds."""
+    stages = precise(made.stages, precision)
+    costs = work.scaled(made.costs, made.stages[-1].proto, stages[-1].proto)
+    for at, blocks in enumerate(made.points):
+        yield _exit(made, stages, precision, at, blocks, costs)
+    if len(stages) == 1:
+        return
+    chain, logits = _chain(made, stages, precision, costs)
+    yield _adaptive(made, stages, precision, logits, costs)
+    yield chain
+
+
+def _exit(
+    made: _Made, stages: list[Stage], precision: str, at: int, blocks: int, costs: list[work.Leaving]
 ) -> Exported:
-    job.progress(f"{target}: turning the model into an ONNX graph")
-    try:
-        proto = graph.convert(_traceable(model), _example(job))
-    except FedgeError as error:
-        raise FedgeError(f"{target}: {error.message}", hint=error.hint) from error
-    try:
-        with whole(job.folder / target) as place:
-            path = place / verify.MODEL_FILE
-            onnx.save(proto, str(path))
-            job.progress(f"{target}: comparing it with PyTorch on {len(job.rows)} rows")
-            verdict = verify.compare(verify.open_session(path), answers(), job.task)
-            verify.accept(verdict, target, precision)
-            manifest = _manifest(target, blocks, proto, verdict, job, precision)
-            graph.describe(proto, manifest)
-            onnx.save(proto, str(path))
-            describe(place, model, job.loaded, job.labels)
-            (place / "README.md").write_text(card(manifest, job.loaded.preprocessor, place), encoding="utf-8")
-            size = path.stat().st_size
-    except verify.ParityError:
-        # what an earlier export left there would pass for this model's
-        shutil.rmtree(job.folder / target, ignore_errors=True)
-        raise
-    file = f"{job.folder.name}/{target}/{verify.MODEL_FILE}"
-    return Exported(target, file, precision, size, verdict.accuracy, verdict.parity_max_abs, verdict.agreement)
+    def judge(session: Any) -> verify.Verdict:
+        return verify.compare(session, made.answers.at(at), made.job.task)
+
+    def more() -> dict[str, Any]:
+        return {"cost": vars(costs[at])}
+
+    proto = truncated(stages, at)
+    model = made.model.cut(blocks)
+    return write_one(made.job, f"exit-{blocks}", precision, proto, model, judge, blocks=blocks, more=more)
 
 
-def _traceable(model: nn.Module) -> nn.Module:
-    """A copy that computes attention step by step: the fused kernel's guard for rows without any token would become
-    operators that runtimes cannot fuse."""
-    model = share(model).eval()
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = "eager"
-    return model
+def _adaptive(
+    made: _Made, stages: list[Stage], precision: str, logits: list[np.ndarray], costs: list[work.Leaving]
+) -> Exported:
+    """Thresholds from a part of the rows, the graph judged on all of them, its accuracy taken on the others."""
+    task = made.job.task
+    chosen, rest = held_apart(len(logits[0]))
+    policy = choose(made.criterion, logits, _wanted(made.job, logits), costs, chosen)
+    found: dict[str, Any] = {}
+
+    def judge(session: Any) -> verify.Verdict:
+        verdict, counts, astray = verify.compare_adaptive(
+            session, made.answers(), task, policy.criterion, policy.thresholds, rest
+        )
+        if astray and precision == "fp32":
+            raise verify.ParityError(
+                f"{ADAPTIVE}: {astray} of {verdict.rows} rows leave at another exit than PyTorch's scores say; "
+                "it was not kept"
+            )
+        found["exits_taken"] = {f"exit-{blocks}": count for blocks, count in zip(made.points, counts, strict=True)}
+        return verdict
+
+    def more() -> dict[str, Any]:
+        return {**facts(made.points, policy, costs, len(chosen), len(rest)), **found}
+
+    proto = adaptive(stages, policy.criterion, policy.thresholds, tokens=task.generative)
+    return write_one(made.job, ADAPTIVE, precision, proto, made.model, judge, more=more)
 
 
-def _example(job: _Job) -> dict[str, Tensor]:
-    """Two rows as an example to trace, at full length, since tracing takes a dimension of 1 for a fixed one."""
-    if not len(job.rows):
-        raise ConfigError("there are no rows to compare the exported model on")
-    two = job.rows.take([0, len(job.rows) - 1])
-    batch = next(verify.chunks(two, job.task, job.names, trim=False))
-    return {name: batch[name] for name in job.names}
+def choose(
+    criterion: str,
+    logits: Sequence[np.ndarray],
+    wanted: np.ndarray,
+    costs: Sequence[work.Leaving],
+    chosen: np.ndarray,
+    budget: float | None = None,
+    price: Sequence[float] | None = None,
+) -> Policy:
+    """Thresholds from the rows ``chosen``. logits: ``[rows, classes]`` by exit; wanted: the right label of each row;
+    price: of each exit, in the budget's unit (None: operations)."""
+    found = scores(logits, criterion)[chosen]
+    correct = np.stack([each.argmax(-1) == wanted for each in logits], axis=1)[chosen]
+    return calibrate(found, correct, price or [cost.flops for cost in costs], criterion, budget)
 
 
-def _manifest(
-    target: str, blocks: int | None, proto: onnx.ModelProto, verdict: verify.Verdict, job: _Job, precision: str
+def facts(
+    points: Sequence[int], policy: Policy, costs: Sequence[work.Leaving], chosen: int, rest: int
 ) -> dict[str, Any]:
-    pixels = job.rows.pixels or (Pixels() if job.task.kind == "image-classification" else None)
-    limits = [
-        getattr(job.loaded.preprocessor, "model_max_length", None),
-        job.loaded.config.get("max_position_embeddings") or job.loaded.config.get("n_positions"),
-    ]
+    """What a manifest says of exits and policy."""
     return {
-        "about": dict(job.about),
-        "target": target,
-        "exit": blocks,
-        "task": job.task.kind,
-        "labels": job.labels,
-        "inputs": graph.inputs_of(proto),
-        "pixels": None if pixels is None else dict(vars(pixels)),
-        "length": min((int(limit) for limit in limits if limit), default=512),
-        "precision": precision,
-        "accuracy": verdict.accuracy,
-        "parity": {"max_abs": verdict.parity_max_abs, "agreement": verdict.agreement, "rows": verdict.rows},
-        "torch": torch.__version__,
+        "exits": list(points),
+        "policy": {
+            "criterion": policy.criterion,
+            "thresholds": list(policy.thresholds),
+            "chosen_on_rows": chosen,
+            "reported_on_rows": rest,
+            "accuracy_when_chosen": policy.accuracy,
+        },
+        "cost": [vars(cost) for cost in costs],
     }
+
+
+def _wanted(job: Job, logits: Sequence[np.ndarray]) -> np.ndarray:
+    """The right label of each row; for a language model, which has none at the end, what the last exit says."""
+    labels = job.rows.labels
+    if labels is None:
+        last: np.ndarray = logits[-1].argmax(-1)
+        return last
+    return labels.numpy()
+
+
+def _chain(
+    made: _Made, stages: list[Stage], precision: str, costs: list[work.Leaving]
+) -> tuple[Exported, list[np.ndarray]]:
+    """The chain's folder, judged by the worst of its exits, and every exit's deciding logits."""
+    job, named = made.job, name_of(CHAIN, precision)
+    with kept(job, CHAIN, precision) as place:
+        graphs: dict[str, onnx.ModelProto] = {}
+        for at, blocks in enumerate(made.points):
+            graphs[f"stage-{at + 1}"] = stages[at].proto
+            graphs[f"exit-{blocks}"] = truncated(stages, at)
+        reaches = save_shared(graphs, place)
+        job.progress(f"{named}: comparing it with PyTorch on {len(job.rows)} rows")
+        runner = Chain(place, len(stages), verify.open_session)
+        verdicts, logits = verify.compare_chain(runner, made.answers(), job.task)
+        for blocks, verdict in zip(made.points, verdicts, strict=True):
+            verify.accept(verdict, f"{named}, exit after block {blocks}", precision)
+        _same_as_chain(made, place, logits, precision)
+        worst = max(verdicts, key=lambda verdict: verdict.parity_max_abs)
+        policy = choose(made.criterion, logits, _wanted(job, logits), costs, held_apart(len(logits[0]))[0])
+        manifest = {
+            **manifest_of(CHAIN, None, stages[0].proto, verdicts[-1], job, precision),
+            **facts(made.points, policy, costs, *map(len, held_apart(len(logits[0])))),
+            "weights": {"file": WEIGHTS_FILE, "bytes": reaches},
+        }
+        for name in graphs:
+            proto = onnx.load(str(place / f"{name}.onnx"), load_external_data=False)
+            graph.describe(proto, {"target": f"{CHAIN}/{name}", "precision": precision, "exits": list(made.points)})
+            onnx.save(proto, str(place / f"{name}.onnx"))
+        finish(place, manifest, made.model, job)
+        size = sum(path.stat().st_size for path in (*place.glob("*.onnx"), place / WEIGHTS_FILE))
+    last = verdicts[-1]
+    file = f"{job.folder.name}/{named}/{EXITS_FILE}"
+    agreement = min(verdict.agreement for verdict in verdicts)
+    return Exported(CHAIN, file, precision, size, last.accuracy, worst.parity_max_abs, agreement), logits
+
+
+def _same_as_chain(made: _Made, place: Path, logits: list[np.ndarray], precision: str) -> None:
+    """ParityError for a truncated graph over the shared weights that does not say what the exit says."""
+    job = made.job
+    batch = next(verify.chunks(job.rows, job.task, job.names))
+    for at, blocks in enumerate(made.points):
+        session = verify.open_session(place / f"exit-{blocks}.onnx")
+        found = verify.deciding(verify.run(session, batch).numpy(), batch)
+        expected = logits[at][: len(found)]
+        apart = float(np.abs(found - expected).max())
+        if not apart <= verify.TOLERANCE["fp32"] * max(1.0, float(np.abs(expected).max())):
+            raise verify.ParityError(
+                f"{name_of(CHAIN, precision)}: exit-{blocks}.onnx differs from its stages by {apart:.3g}"
+            )

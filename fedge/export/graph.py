@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +44,34 @@ def logits_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def convert(model: nn.Module, example: Mapping[str, Tensor]) -> onnx.ModelProto:
+def convert(model: nn.Module, example: Mapping[str, Tensor], *, outputs: Sequence[str] = ()) -> onnx.ModelProto:
     """The graph of a model in evaluation mode: inputs as in ``example``, output ``logits``.
 
     example: the inputs by name, at least two rows of at least two tokens. The first dimension becomes 'batch' and that
-    of tokens 'sequence', both free; all others stay as they are. FedgeError for a model that cannot be traced or is
-    too large for one file.
+    of tokens 'sequence', both free; all others stay as they are. outputs: names of the tensors that the model returns,
+    where it is called with the dictionary itself and returns a tuple (a stage). FedgeError for a model that cannot be
+    traced, has an operator that ONNX lacks, or is too large for one file.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     if size > _LARGEST:
         raise FedgeError(f"the weights take {size / 2**30:.1f} GiB, and an ONNX file holds less than 2 GiB")
-    free = {name: dict.fromkeys((0, 1) if name in _TOKENS else (0,), Dim.DYNAMIC) for name in example}
+    text = any(name in _TOKENS for name in example)
+    sequences = (*_TOKENS, "hidden") if text else ()
+    free = {name: dict.fromkeys((0, 1) if name in sequences else (0,), Dim.DYNAMIC) for name in example}
     # copies: of a view the tracer would guard the tensor that it looks into
     given = ({name: column.clone() for name, column in example.items()},)
     try:
         with torch.no_grad():
             # tracing apart from translating: given a model, the translator would try one way of tracing after another
-            program = torch.export.export(_Logits(model), given, dynamic_shapes=(free,), strict=False)
+            program = torch.export.export(
+                model if outputs else _Logits(model), given, dynamic_shapes=(free,), strict=False
+            )
             made = torch.onnx.export(
                 program,
                 given,
                 dynamo=True,
                 input_names=list(example),
-                output_names=[OUTPUT],
+                output_names=list(outputs or [OUTPUT]),
                 optimize=True,
                 verbose=False,
             )
@@ -105,9 +110,10 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 
 def inputs_of(proto: onnx.ModelProto) -> list[dict[str, Any]]:
-    """Name, element type and dimensions (a number, or the name of a free one) of each input."""
+    """Name, element type and dimensions (a number, or the name of a free one) of each input without a default."""
     found = []
-    for value in proto.graph.input:
+    defaults = {tensor.name for tensor in proto.graph.initializer}
+    for value in (value for value in proto.graph.input if value.name not in defaults):
         tensor = value.type.tensor_type
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         found.append(

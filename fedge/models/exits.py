@@ -90,15 +90,30 @@ class MultiExit(nn.Module):
         points = [blocks for blocks in self.points if depth is None or blocks <= depth]
         if not points:
             raise ConfigError(f"no exit at or before block {depth}; there are {', '.join(map(str, self.points))}")
-        parts = self.parts
-        hidden = parts.embed(inputs)
-        mask = parts.mask(inputs, hidden)
+        state: tuple[Tensor, ...] = ()
+        mask = None
         logits = []
-        for index in range(points[-1]):
-            hidden = parts.block(index, hidden, mask)
-            if index + 1 in points:
-                logits.append(self._leave(parts, index + 1, hidden, inputs))
+        for blocks in points:
+            state, mask, found = self.stage(blocks, state, inputs, mask)
+            logits.append(found)
         return logits
+
+    def stage(
+        self, blocks: int, state: tuple[Tensor, ...], inputs: Mapping[str, Tensor], mask: Any = None
+    ) -> tuple[tuple[Tensor, ...], Any, Tensor]:
+        """The blocks between the exit before and the exit at ``blocks``: what the next stage takes, mask and logits.
+
+        state: what the stage before gave; empty for the first, which embeds ``inputs``. Of ``inputs`` a later stage
+        reads the attention mask alone. mask: what ``anatomy.mask`` gave before, None to make it again.
+        """
+        parts = self.parts
+        at = self.points.index(blocks)
+        hidden = parts.embed(inputs) if not at else state[0]
+        if mask is None:
+            mask = parts.mask(inputs, hidden)
+        for index in range(self.points[at - 1] if at else 0, blocks):
+            hidden = parts.block(index, hidden, mask)
+        return (hidden,), mask, self._leave(parts, blocks, hidden, inputs)
 
     def _leave(self, parts: Anatomy, blocks: int, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         head = str(blocks)

@@ -20,15 +20,15 @@ from fedge.core.task import Score
 from fedge.data.encode import encode
 from fedge.data.rows import Pixels, Rows
 from fedge.errors import ConfigError, FedgeError
-from fedge.export import exits, graph, verify
-from fedge.export.exits import export_exits, export_model
+from fedge.export import graph, target, verify
+from fedge.export.exits import export_exits
+from fedge.export.full import export_model
 from fedge.models import lora
-from fedge.models.exits import MultiExit
 from fedge.models.load import MINILM, load
 from fedge.models.share import own, share
 from tests.export.conftest import Case, digits, texts, topics, with_exits
 
-KEYS = {"target", "file", "precision", "bytes", "accuracy", "parity_max_abs", "agreement"}
+KEYS = {"target", "file", "precision", "bytes", "accuracy", "parity_max_abs", "agreement", "exits_taken"}
 CASES = ["vit", "bert", "gpt"]
 
 
@@ -217,12 +217,22 @@ def test_it_is_quiet_and_leaves_everything_as_it_was(vit, tmp_path, capfd):
     (one,) = export_exits(model, vit.loaded, vit.rows.take([0]), tmp_path / "e", about={}, progress=lines.append)
     assert one.target == "exit-2"
     assert capfd.readouterr() == ("", "")
-    assert [line.partition(":")[0] for line in lines] == ["PyTorch's answers to 1 rows", "exit-2", "exit-2"]
+    assert [line.partition(":")[0] for line in lines] == ["stage 1", "PyTorch's answers to 1 rows", "exit-2"]
     assert logging.getLogger("torch.onnx").level == level
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def traced_before(case: Case):
+    """A stand-in for the exporter that gives the stages of a case again."""
+
+    def convert(model: nn.Module, example: dict[str, torch.Tensor], outputs: list[str]) -> onnx.ModelProto:
+        stage = 2 if "hidden" in example else 1
+        return onnx.load(case.folder / "chain" / f"stage-{stage}.onnx")
+
+    return convert
 
 
 def test_a_graph_that_answers_otherwise_is_not_kept(vit, tmp_path, monkeypatch):
@@ -231,11 +241,10 @@ def test_a_graph_that_answers_otherwise_is_not_kept(vit, tmp_path, monkeypatch):
     stale.mkdir(parents=True)
     (stale / "model.onnx").write_bytes(b"of an earlier model")
 
-    def damaged(model: MultiExit, example: object) -> onnx.ModelProto:
-        blocks = len(model.parts.layers)
-        proto = onnx.load(vit.folder / f"exit-{blocks}" / "model.onnx")
+    def damaged(model: nn.Module, example: dict[str, torch.Tensor], outputs: list[str]) -> onnx.ModelProto:
+        proto = traced_before(vit)(model, example, outputs)
         for tensor in proto.graph.initializer:
-            if blocks == 4 and tensor.name.endswith("classifier.weight"):
+            if len(outputs) == 1 and tensor.name.endswith("classifier.weight"):
                 values = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return proto
@@ -283,15 +292,14 @@ def test_logits_that_are_not_numbers_are_refused(vit, tmp_path):
 
 def test_a_disk_that_does_not_take_it_is_said_plainly(vit, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    proto = onnx.load(vit.folder / "exit-2" / "model.onnx")
-    monkeypatch.setattr(graph, "convert", lambda model, example: proto)
+    monkeypatch.setattr(graph, "convert", traced_before(vit))
     with pytest.raises(FedgeError, match=r"cannot write .*exit-2: .*(exists|Not a directory)"):
         export_exits(vit.model, vit.loaded, vit.rows, tmp_path / "file", about={})
 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(exits.onnx, "save", full)
+    monkeypatch.setattr(target.onnx, "save", full)
     with pytest.raises(FedgeError, match="No space left on device"):
         export_exits(vit.model, vit.loaded, vit.rows, tmp_path / "export", about={})
     assert not list((tmp_path / "export").iterdir())
@@ -308,8 +316,8 @@ class _Stubborn(nn.Module):
 def test_what_cannot_be_exported_is_said_with_its_target(vit, tmp_path):
     with pytest.raises(FedgeError, match="full: the model cannot be turned into an ONNX graph: "):
         export_model(_Stubborn(), vit.loaded, vit.rows, tmp_path, about={})
-    with pytest.raises(ConfigError, match="precision 'int4' cannot be exported; there is fp32"):
-        export_model(vit.loaded.model, vit.loaded, vit.rows, tmp_path, about={}, precision=("int4",))
+    with pytest.raises(ConfigError, match="precision 'int3' cannot be exported; there is fp32, fp16"):
+        export_model(vit.loaded.model, vit.loaded, vit.rows, tmp_path, about={}, precision=("int3",))
     with pytest.raises(ConfigError, match="no rows"):
         export_exits(vit.model, vit.loaded, vit.rows.take([]), tmp_path, about={})
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,103 @@
+"""Scores and thresholds, by hand and against the search of everything."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fedge.errors import InfeasibleError
+from fedge.export.criteria import CRITERIA, scores, taken
+from fedge.export.policy import NEVER, _grid, _simulated, calibrate, held_apart
+
+
+def made(rows=300, exits=3, classes=4, seed=0):
+    """Logits of exits of which the deeper are more often right, and the labels."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(classes, size=rows)
+    found = []
+    for at in range(exits):
+        logits = draw.normal(size=(rows, classes)).astype(np.float32)
+        logits[np.arange(rows), labels] += 0.8 * (at + 1)
+        found.append(logits)
+    return found, labels
+
+
+def judged(found, labels, criterion="max_prob"):
+    return scores(found, criterion), np.stack([each.argmax(-1) == labels for each in found], axis=1)
+
+
+def test_scores_by_hand():
+    sure, unsure = np.log([[0.7, 0.2, 0.1]]), np.log([[1 / 3] * 3])
+    by = {name: scores([sure, unsure, sure], name)[0] for name in CRITERIA}
+    assert by["max_prob"] == pytest.approx([0.7, 1 / 3, 0.7], abs=1e-6)
+    assert by["margin"] == pytest.approx([0.5, 0, 0.5], abs=1e-6)
+    entropy = -(0.7 * np.log(0.7) + 0.2 * np.log(0.2) + 0.1 * np.log(0.1))
+    assert by["entropy"] == pytest.approx([1 - entropy / np.log(3), 0, 1 - entropy / np.log(3)], abs=1e-6)
+    labels = [np.eye(3)[[label]] for label in (0, 0, 1, 1, 1)]
+    assert scores(labels, "patience").tolist() == [[0, 1, 0, 1, 2]]
+
+
+def test_the_ends_of_a_threshold():
+    found, _ = made()
+    for criterion in CRITERIA:
+        says = scores(found, criterion)
+        assert (taken(says, [NEVER, NEVER]) == 2).all()
+        assert (taken(says, [-1, -1]) == 0).all()
+        depth = [taken(says, [t, t]).mean() for t in np.linspace(0, 1, 11)]
+        assert depth == sorted(depth)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_budget_is_kept_and_best_used(criterion):
+    found, labels = made()
+    says, correct = judged(found, labels, criterion)
+    costs = [1.0, 2.0, 4.0]
+    accuracies = []
+    for budget in (1.0, 1.5, 2.5, 4.0):
+        policy = calibrate(says, correct, costs, criterion, budget)
+        assert policy.cost <= budget
+        exits = taken(says, policy.thresholds)
+        assert policy.accuracy == pytest.approx(correct[np.arange(300), exits].mean())
+        assert policy.shares == pytest.approx(np.bincount(exits, minlength=3) / 300)
+        accuracies.append(policy.accuracy)
+    assert accuracies == sorted(accuracies)
+    assert accuracies[-1] > accuracies[0]
+
+
+def test_the_search_is_exact():
+    found, labels = made(60)
+    says, correct = judged(found, labels)
+    costs = np.asarray([1.0, 2.0, 4.0])
+    grids = [_grid(says[:, at], "max_prob", 3) for at in range(2)]
+    tried = [_simulated(says, correct, costs, thresholds) for thresholds in product(*grids)]
+    best = max(accuracy for accuracy, cost, _ in tried if cost <= 2)
+    assert calibrate(says, correct, costs, "max_prob", 2.0).accuracy == best
+    least = min(cost for accuracy, cost, _ in tried if accuracy >= correct[:, -1].mean())
+    assert calibrate(says, correct, costs, "max_prob").cost == least
+
+
+def test_many_exits_are_searched_one_after_another():
+    found, labels = made(exits=6)
+    says, correct = judged(found, labels)
+    costs = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    policy = calibrate(says, correct, costs, "max_prob", 3.0)
+    assert policy.cost <= 3.0
+    assert policy.accuracy > correct[:, 0].mean()
+    equal = calibrate(says, correct, costs, "max_prob")
+    assert equal.accuracy >= correct[:, -1].mean()
+    assert equal.cost < 6.0
+
+
+def test_a_budget_below_the_first_exit_is_refused():
+    found, labels = made()
+    with pytest.raises(InfeasibleError, match="the first exit alone costs 2, more than 1"):
+        calibrate(*judged(found, labels), [2.0, 3.0, 4.0], "max_prob", 1.0)
+
+
+def test_thresholds_are_chosen_on_rows_that_are_not_reported():
+    chosen, rest = held_apart(400)
+    assert len(chosen) == 100
+    assert sorted([*chosen, *rest]) == list(range(400))
+    assert (held_apart(400)[0] == chosen).all()
+    assert len(held_apart(10_000)[0]) == 1000
+    assert [len(part) for part in held_apart(1)] == [1, 1]
