@@ -109,10 +109,11 @@ def up(
         _start(federation, overrides, words, as_json)
         return
     from fedge.report.closing import closing_tables
-    from fedge.run.launcher import Options, up
 
-    options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
     with _following(shown, as_json, told_to) as (say, see):
+        from fedge.run.launcher import Options, up  # torch takes its seconds: the view is there before
+
+        options = Options(runs=runs, slots=slots, inline=inline, best_effort=best_effort, resume=resume)
         if tensorboard:
             from fedge.report.board import follower
 
