@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from fedge.core.cost import Cost
 from fedge.core.method import Method, Rows
 from fedge.errors import FedgeError, MethodError
 from fedge.models.anatomy import anatomy
 from fedge.models.names import trainable
 from fedge.plan.rehearsal import Figures, Rehearsal, Setting, faked, skeleton
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 __all__ = ["Setting", "measure", "trace"]
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from fedge.core.method import Rows
 from fedge.core.server import ServerOptimizer
 from fedge.data.encode import Data, encode, split_public
@@ -17,11 +18,10 @@ from fedge.data.source import read
 from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError, Problem
 from fedge.models.load import Loaded, load
 from fedge.plan.menu import menu_of, method_of
+from fedge.plan.trace import Setting
 from fedge.run.brief import Brief
 from fedge.spec.federation import FederationSpec
 from fedge.spec.stage import exits_last
-
-from fedge.plan.trace import Setting
 
 Say = Callable[[str], None]
 
