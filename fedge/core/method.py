@@ -185,6 +185,8 @@ class Method:
 
     card: ClassVar[Card]
     linear: ClassVar[bool] = False
+    #: What a device downloads grows with the number of those who answered (the planner asks for it).
+    gathers: ClassVar[bool] = False
 
     def variants(self) -> Sequence[Method]:
         """This method for devices of less and less, richest first; all of them aggregate together."""

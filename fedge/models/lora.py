@@ -129,15 +129,15 @@ def absorbed(model: nn.Module, pairs: Mapping[str, Pair], weights: Mapping[str, 
     """The weights of the named modules with ``B A`` added, by payload name; nothing is written.
 
     ``weights``: what stands for the model's own weights, by payload name, where that has moved before. The layer's
-    orientation is minded. Adapters that the model has are left out of it.
+    orientation is minded. Adapters that the model has are left out of it. One new tensor is made for each weight.
     """
     modules = {canonical(name): each for name, each in model.named_modules() if not isinstance(each, LoraLayer)}
     found = {}
     for name, (a, b) in pairs.items():
         module: Any = modules[name]
         old = weights.get(f"{name}.weight", module.weight.detach())
-        delta = (b @ a).to(old.dtype)
-        found[f"{name}.weight"] = old + (delta.T if _is_conv(module) else delta)
+        left, right = (a.T, b.T) if _is_conv(module) else (b, a)
+        found[f"{name}.weight"] = torch.addmm(old, left.to(old.dtype), right.to(old.dtype))
     return found
 
 

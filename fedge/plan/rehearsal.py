@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedge.codecs.chain import Chain
 from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, Talk
 from fedge.core.payload import Payload
 from fedge.core.server import ServerOptimizer
@@ -21,6 +22,7 @@ from fedge.meter.work import Counter, Work
 from fedge.models.names import trainable
 from fedge.models.share import share, storages
 from fedge.models.variant import Assembled, assemble, duplicate
+from fedge.plan.encoding import encoding
 
 #: The device whose rounds are counted.
 ONLY = "traced"
@@ -29,13 +31,19 @@ Counts = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a stage trains on: the base, the task, and the rows of a typical device and of the public set."""
+    """What a stage trains on: the base, the task, and the rows of a typical device and of the public set.
+
+    cohort: how many devices a round asks, for methods whose messages depend on it. chain: the codecs that answers go
+    through.
+    """
 
     base: nn.Module
     task: Task
     rows: Rows
     public: Rows | None = None
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    cohort: int = 1
+    chain: Chain = field(default_factory=Chain)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Rehearsal:
 
     peak: bytes beyond the shared weights that the device has held at once so far. shared: bytes of the base that it
     reads and never writes. own: bytes of the model that are its own. message: the largest message so far.
+    sent: bytes of the largest answer so far, by role and before codecs.
     """
 
     def __init__(self, method: Method, variant: Method, setting: Setting, base: nn.Module, *, fake: bool):
@@ -90,6 +99,11 @@ class Rehearsal:
         for number, other in enumerate(method.everyone()):
             if not set(trainable(self.server.model(other))) <= mine:
                 self._add(f"other-{number}", other, rows)
+        # the rest of the cohort answer alike, as one device would that trains the method as it was written
+        self.peers = tuple(f"peer-{n}" for n in range(1, setting.cohort)) if method.gathers else ()
+        if self.peers:
+            self._add(self.peers[0], method, rows)
+        self._echo: Payload | None = None
         self.device = self.devices[ONLY]
         self.shared = _shared(self.device.model, base)
         self.counter = Counter(memory=True, known=[*base.parameters(), *base.buffers()])
@@ -97,6 +111,9 @@ class Rehearsal:
             self.counter.hold(tensor)
         self.own = self.counter.live
         self.message = 0
+        self.sent: dict[str, int] = {}
+        self.chain = setting.chain
+        self._kept: Tensor | None = None
         self.server.variants = dict.fromkeys(self.devices, variant)
         self._state: Any = None
         self._talks: dict[str, Talk] = {}
@@ -117,17 +134,18 @@ class Rehearsal:
 
         The figures are those of the one device's first round, with one micro-batch.
         """
-        return self._round(number, counts, tuple(self.devices), 1)
+        return self._round(number, counts, tuple(dict.fromkeys((*self.devices, *self.peers))), 1)
 
     def round(self, number: int, counts: Counts, pieces: int | None = None) -> Figures:
         """A round of the one device; ``counts`` are its numbers of repetitions, ``pieces`` its micro-batches a step."""
-        return self._round(number, counts, (ONLY,), pieces)
+        return self._round(number, counts, (ONLY, *self.peers), pieces)
 
     def _round(self, number: int, counts: Counts, cohort: tuple[str, ...], pieces: int | None) -> Figures:
         server = self.server
         method = server.method = repeated(self.method, counts)
-        others = dict(zip((name for name in self.devices if name != ONLY), self._others(), strict=True))
-        server.variants = {n: repeated(others.get(n, self.variant), counts) for n in self.devices}
+        others = dict(zip((n for n in self.devices if n != ONLY and n not in self.peers), self._others(), strict=True))
+        others |= dict.fromkeys(self.peers, self.method)
+        server.variants = {n: repeated(others.get(n, self.variant), counts) for n in (*self.devices, *self.peers)}
         server.cohort, server.round = cohort, number
         if self.shapes is not None:
             self.shapes.pieces = pieces
@@ -153,24 +171,42 @@ class Rehearsal:
         answers: dict[str, Payload] = {}
         figures = Figures()
         for name, sent in ask.to.items():
+            if name in self.peers:
+                self._echo = answers[name] = self._echo or self._answer(self.peers[0], sent)
+                continue
             if name != ONLY:
                 answers[name] = self._answer(name, sent)
                 continue
             answers[name] = self._counted(sent)
-            down, up = (payload.nbytes + payload.header_bytes for payload in (sent, answers[name]))
+            coded = self.chain.outline(answers[name])
+            down, up = (payload.nbytes + payload.header_bytes for payload in (sent, coded))
             self.message = max(self.message, down, up)
-            figures = Figures(Work(), up, down, 1)
+            figures = Figures(self._encode(answers[name], coded), up, down, 1)
         return Replies(answers, dict.fromkeys(answers, self.server.round), {}), figures
 
     def _counted(self, sent: Payload) -> Payload:
         """One turn of the device, with the message that it was sent held in its memory meanwhile."""
-        for tree in sent.parts.values():
+        # a copy: what the server keeps of it is not the device's
+        parts = {role: {name: tensor.clone() for name, tensor in tree.items()} for role, tree in sent.parts.items()}
+        sent = Payload(parts, sent.weight, sent.meta)
+        for tree in parts.values():
             for tensor in tree.values():
                 self.counter.hold(tensor)
         with self.counter:
-            answer = self._answer(ONLY, sent)
-        self.counter.bump(answer.nbytes)  # the packed answer lies beside the tensors that it is made of
-        return answer
+            return self._answer(ONLY, sent)
+
+    def _encode(self, answer: Payload, coded: Payload) -> Work:
+        """The work of the chain on an answer; notes the memory that it takes, and the packed answer after it."""
+        for role, tree in answer.parts.items():
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tree.values())
+            self.sent[role] = max(self.sent.get(role, 0), size)
+        cost = encoding(self.chain, answer)
+        if self._kept is None or len(self._kept) < cost.kept:
+            self._kept = torch.empty(cost.kept, dtype=torch.uint8)
+            self.counter.hold(self._kept)
+        self.counter.bump(cost.peak)
+        self.counter.bump(coded.nbytes)  # the packed answer lies beside the tensors that it is made of
+        return cost.work
 
     def _answer(self, name: str, sent: Payload) -> Payload:
         try:
