@@ -37,7 +37,8 @@ MAY = {
 }
 #: File -> what it alone may import beyond its room's, and why.
 ALSO = {
-    "methods/generate.py": {"spec"},  # writes the catalogue that spec reads; no method imports it
+    "spec/codec.py": {"core"},  # the words of roles and steps in core/roles.py, which has no torch
+    "methods/generate.py": {"spec", "codecs"},  # writes the catalogue that spec reads; no method imports it
     "cli.py": {"data"},  # what is bundled, for a new federation's file
 }
 #: Of the emulation, planning needs the arithmetic of time and energy alone.

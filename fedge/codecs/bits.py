@@ -22,21 +22,21 @@ def nbytes(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Whole numbers [n] in [0, 2**bits) as ``nbytes(n, bits)`` bytes."""
-    places = np.arange(bits - 1, -1, -1, dtype=np.int64)
+    """Whole numbers [n] in [0, 2**bits), of at most 31 bits, as ``nbytes(n, bits)`` bytes."""
+    places = np.arange(bits - 1, -1, -1, dtype=np.int32)
     pieces = []
     for piece in torch.split(codes, _PIECE):
-        spread = (piece.to(torch.int64).numpy()[:, None] >> places) & 1
+        spread = (piece.to(torch.int32).numpy()[:, None] >> places) & 1
         pieces.append(np.packbits(spread.astype(np.uint8).reshape(-1)))
     return torch.from_numpy(np.concatenate(pieces)) if pieces else torch.empty(0, dtype=torch.uint8)
 
 
 def unpack(data: Tensor, bits: int, count: int) -> Tensor:
-    """The ``count`` numbers that ``pack`` packed, as int64."""
-    out = torch.empty(count, dtype=torch.int64)
+    """The ``count`` numbers that ``pack`` packed, as int32."""
+    out = torch.empty(count, dtype=torch.int32)
     if bits == 0:
         return out.zero_()
-    raw, powers = data.numpy(), 1 << np.arange(bits - 1, -1, -1, dtype=np.int64)
+    raw, powers = data.numpy(), 1 << np.arange(bits - 1, -1, -1, dtype=np.int32)
     for start in range(0, count, _PIECE):
         stop = min(start + _PIECE, count)
         piece = raw[start * bits // 8 : nbytes(stop, bits)]
@@ -62,7 +62,7 @@ def pack_places(places: Tensor, size: int) -> Tensor:
 def unpack_places(data: Tensor, count: int, size: int) -> Tensor:
     """The places that ``pack_places`` packed. ProtocolError for others than ``count`` different ones of ``size``."""
     if nbytes(count, width(size - 1)) < nbytes(size, 1):
-        places = unpack(data, width(size - 1), count)
+        places = unpack(data, width(size - 1), count).long()
         good = bool((places[1:] > places[:-1]).all()) and (count == 0 or int(places[-1]) < size)
     else:
         places = torch.from_numpy(np.flatnonzero(np.unpackbits(data.numpy(), count=size)))

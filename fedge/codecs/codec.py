@@ -50,17 +50,17 @@ class Codec:
     lossless: ClassVar[bool] = False
     fixed: ClassVar[bool] = True
 
-    on: tuple[str, ...] = field(default=(), metadata=doc("roles to touch; all that it may, when none is named"))
+    only: tuple[str, ...] = field(default=(), metadata=doc("roles to touch; all that it may, when none is named"))
 
     def __post_init__(self) -> None:
-        for role in self.on:
+        for role in self.only:
             if role not in self.roles:
                 raise ValueError(f"'{self.key}' must not touch {role}; it may touch {', '.join(self.roles)}")
 
     @property
     def touches(self) -> tuple[str, ...]:
         """The roles that this one touches."""
-        return self.on or self.roles
+        return self.only or self.roles
 
     def encode(self, tree: Tree, rng: torch.Generator, state: State) -> tuple[Tree, Meta]:
         raise NotImplementedError

@@ -26,7 +26,7 @@ class Int4(Int8):
     top: ClassVar[int] = 7
 
     def packed(self, codes: Tensor) -> Tensor:
-        return bits.pack(codes.to(torch.int64) + self.top, 4)
+        return bits.pack(codes + self.top, 4)
 
     def unpacked(self, data: Tensor, count: int) -> Tensor:
         return bits.unpack(data, 4, count) - self.top

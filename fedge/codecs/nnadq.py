@@ -51,7 +51,7 @@ class NNADQ(Codec):
             norm = float(ranges[place, 1])
             levels.append(min(max(1, int(math.sqrt(norm * 32 * math.log(4) / self.beta))), (1 << self.most - 1) - 1))
             whole = (flat.abs() * (levels[-1] / norm if norm > 0 else 0.0)).round_().clamp_(max=levels[-1])
-            signed = whole.to(torch.int64) << 1 | ((flat < 0) & (whole > 0))
+            signed = whole.to(torch.int32) << 1 | ((flat < 0) & (whole > 0))
             codes.append(bits.pack(signed, 1 + bits.width(levels[-1])))
         own = {"codes": torch.cat(codes), "ranges": ranges, "levels": torch.tensor(levels, dtype=torch.int32)}
         return {**{self.name(n): t for n, t in own.items()}, **rest(tree, mine)}, {"of": listed(mine)}

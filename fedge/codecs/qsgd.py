@@ -45,13 +45,13 @@ class QSGD(Codec):
 
     def encode(self, tree: Tree, rng: torch.Generator, state: State) -> tuple[Tree, Meta]:
         mine = floats(tree)
-        codes, norms = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+        codes, norms = [torch.empty(0, dtype=torch.int32)], [torch.empty(0)]
         for tensor in mine.values():
             rows = blocked(tensor, self.bucket)
             most = rows.abs().amax(1)  # taken out before squaring, which large numbers would not survive
             norm = most * (rows / most.where(most > 0, 1.0)[:, None]).norm(dim=1)
             exact = rows.abs() / norm.where(norm > 0, 1.0)[:, None] * self.levels
-            level = (exact + torch.rand(rows.shape, generator=rng)).floor_().clamp_(max=self.levels).to(torch.int64)
+            level = (exact + torch.rand(rows.shape, generator=rng)).floor_().clamp_(max=self.levels).to(torch.int32)
             codes.append((level << 1 | (rows < 0)).reshape(-1)[: tensor.numel()])
             norms.append(norm)
         own = {self.name("codes"): bits.pack(torch.cat(codes), self.bits), self.name("norms"): torch.cat(norms)}

@@ -43,8 +43,9 @@ class Cost:
     peak_memory: bytes that the device must hold at once, the frozen weights included. shared: the part of it that
     is read but never written, which fedge's processes hold once for all. parts: the peak by kind. flops, traffic
     (bytes moved), ops (dispatched operations) of the whole round; bytes_up and bytes_down of payloads with their
-    headers. turns: how many times the device is asked in a round. depth: how many layers gradients reach; trainable:
-    how many numbers are trained. measured: the figures come from a real run because the method could not be traced.
+    headers, as codecs leave them. sent: bytes of the largest answer by role, before codecs. turns: how many times the
+    device is asked in a round. depth: how many layers gradients reach; trainable: how many numbers are trained.
+    measured: the figures come from a real run because the method could not be traced.
     """
 
     peak_memory: int
@@ -55,6 +56,7 @@ class Cost:
     ops: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    sent: dict[str, int] = field(default_factory=dict)
     turns: int = 1
     once_flops: float = 0.0
     once_traffic: float = 0.0

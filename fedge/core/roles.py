@@ -54,7 +54,7 @@ def refusal(chain: Sequence[Part]) -> tuple[int, str, str] | None:
             on = ", ".join(common)
             if twice:
                 wrong = f"'{part.name}' {STEPS[twice[0]]} {on}, as '{earlier.name}' before it does"
-                return place, wrong, "leave one of them out, or give them different roles by on: [...]"
+                return place, wrong, "leave one of them out, or give them different roles by only: [...]"
             first = min(part.steps, key=order.index)
             last = max(earlier.steps, key=order.index)
             if order.index(first) < order.index(last):

@@ -1,4 +1,4 @@
-"""Write ``catalogue.json``: the built methods' cards and fields, joined with the survey's table.
+"""Write ``catalogue.json``: the built methods' cards and fields, joined with the survey's table, and the codecs.
 
     python -m fedge.methods.generate [--check]
 
@@ -20,8 +20,10 @@ from typing import Any
 
 import yaml
 
+from fedge.codecs import table as codecs
 from fedge.methods import table
 from fedge.spec.catalogue import FILE
+from fedge.spec.codec import ROLES_FIELD
 from fedge.spec.stage import reserved_keys
 
 SURVEY = Path(__file__).with_name("survey.yaml")
@@ -48,7 +50,7 @@ def catalogue(
     for row in survey:
         if row["key"] not in built and row["key"] not in aliases:
             methods.append(_known(row, methods[: len(built)]))
-    return {"methods": methods}
+    return {"methods": methods, "codecs": [_codec(key, target) for key, target in codecs.BUILT.items()]}
 
 
 def text(document: Mapping[str, Any]) -> str:
@@ -86,6 +88,27 @@ def _built(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str,
         "final": card.final,
         "fields": fields,
         "nearest": key,
+    }
+
+
+def _codec(key: str, target: str) -> dict[str, Any]:
+    module, _, name = target.partition(":")
+    made = getattr(import_module(module), name)
+    if made.key != key:
+        raise ValueError(f"{target} calls itself '{made.key}', not '{key}'")
+    # what every codec has comes last
+    own = sorted(dataclasses.fields(made), key=lambda field: field.name == ROLES_FIELD)
+    return {
+        "key": key,
+        "module": target,
+        "summary": made.summary,
+        "paper": made.paper,
+        "roles": list(made.roles),
+        "steps": list(made.steps),
+        "lossless": made.lossless,
+        "fixed": made.fixed,
+        "fields": {field.name: _field(made, field) for field in own},
+        "main": own[0].name if len(own) > 1 else None,
     }
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedge.codecs.make import describe as described
 from fedge.core.cost import Cost
 from fedge.core.method import Method
 from fedge.errors import ConfigError, MissingError
@@ -146,6 +147,8 @@ def cache_folder() -> Path:
 
 
 def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
+    import fedge.codecs.chain
+    import fedge.codecs.codec
     import fedge.core.cost
     import fedge.core.fit
     import fedge.meter.work
@@ -154,12 +157,15 @@ def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
     import fedge.models.lora
     import fedge.models.names
     import fedge.models.variant
+    import fedge.plan.encoding
     import fedge.plan.rehearsal
     import fedge.plan.trace
 
     modules = {type(m).__module__ for m in (method, variant, *_inner(method), *_inner(variant))}
     sources = [sys.modules[name] for name in sorted(modules)]
     sources += [fedge.core.cost, fedge.core.fit, fedge.meter.work, fedge.methods.tuning, fedge.plan.trace]
+    sources += [sys.modules[type(codec).__module__] for codec in setting.chain.codecs]
+    sources += [fedge.codecs.chain, fedge.codecs.codec, fedge.plan.encoding]
     sources += [fedge.models.lora, fedge.models.exits, fedge.models.names, fedge.models.variant, fedge.plan.rehearsal]
     about = {
         "versions": [version(name) for name in ("torch", "transformers", "peft")],
@@ -172,6 +178,7 @@ def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
         "public": len(setting.public) if setting.public is not None else 0,
         "method": describe(method),
         "variant": describe(variant),
+        "chain": described(setting.chain),
     }
     return sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedge.codecs.chain import Chain
 from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, Talk
 from fedge.core.payload import Payload
 from fedge.core.server import ServerOptimizer
@@ -21,6 +22,7 @@ from fedge.meter.work import Counter, Work
 from fedge.models.names import trainable
 from fedge.models.share import share, storages
 from fedge.models.variant import Assembled, assemble, duplicate
+from fedge.plan.encoding import encoding
 
 #: The device whose rounds are counted.
 ONLY = "traced"
@@ -31,7 +33,8 @@ Counts = Mapping[str, int]
 class Setting:
     """What a stage trains on: the base, the task, and the rows of a typical device and of the public set.
 
-    cohort: how many devices a round asks, for methods whose messages depend on it.
+    cohort: how many devices a round asks, for methods whose messages depend on it. chain: the codecs that answers go
+    through.
     """
 
     base: nn.Module
@@ -40,6 +43,7 @@ class Setting:
     public: Rows | None = None
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     cohort: int = 1
+    chain: Chain = field(default_factory=Chain)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Rehearsal:
 
     peak: bytes beyond the shared weights that the device has held at once so far. shared: bytes of the base that it
     reads and never writes. own: bytes of the model that are its own. message: the largest message so far.
+    sent: bytes of the largest answer so far, by role and before codecs.
     """
 
     def __init__(self, method: Method, variant: Method, setting: Setting, base: nn.Module, *, fake: bool):
@@ -106,6 +111,9 @@ class Rehearsal:
             self.counter.hold(tensor)
         self.own = self.counter.live
         self.message = 0
+        self.sent: dict[str, int] = {}
+        self.chain = setting.chain
+        self._kept: Tensor | None = None
         self.server.variants = dict.fromkeys(self.devices, variant)
         self._state: Any = None
         self._talks: dict[str, Talk] = {}
@@ -170,9 +178,10 @@ class Rehearsal:
                 answers[name] = self._answer(name, sent)
                 continue
             answers[name] = self._counted(sent)
-            down, up = (payload.nbytes + payload.header_bytes for payload in (sent, answers[name]))
+            coded = self.chain.outline(answers[name])
+            down, up = (payload.nbytes + payload.header_bytes for payload in (sent, coded))
             self.message = max(self.message, down, up)
-            figures = Figures(Work(), up, down, 1)
+            figures = Figures(self._encode(answers[name], coded), up, down, 1)
         return Replies(answers, dict.fromkeys(answers, self.server.round), {}), figures
 
     def _counted(self, sent: Payload) -> Payload:
@@ -184,9 +193,20 @@ class Rehearsal:
             for tensor in tree.values():
                 self.counter.hold(tensor)
         with self.counter:
-            answer = self._answer(ONLY, sent)
-        self.counter.bump(answer.nbytes)  # the packed answer lies beside the tensors that it is made of
-        return answer
+            return self._answer(ONLY, sent)
+
+    def _encode(self, answer: Payload, coded: Payload) -> Work:
+        """The work of the chain on an answer; notes the memory that it takes, and the packed answer after it."""
+        for role, tree in answer.parts.items():
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tree.values())
+            self.sent[role] = max(self.sent.get(role, 0), size)
+        cost = encoding(self.chain, answer)
+        if self._kept is None or len(self._kept) < cost.kept:
+            self._kept = torch.empty(cost.kept, dtype=torch.uint8)
+            self.counter.hold(self._kept)
+        self.counter.bump(cost.peak)
+        self.counter.bump(coded.nbytes)  # the packed answer lies beside the tensors that it is made of
+        return cost.work
 
     def _answer(self, name: str, sent: Payload) -> Payload:
         try:

@@ -81,6 +81,7 @@ class _Phase:
     own: int
     gradients: int
     message: int
+    sent: dict[str, int]
     depth: int
     trainable: int
 
@@ -134,6 +135,7 @@ def _phase(rehearsal: Rehearsal, figures: Figures, once: Figures) -> _Phase:
         own=rehearsal.own,
         gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained),
         message=rehearsal.message,
+        sent=dict(rehearsal.sent),
         depth=_depth(rehearsal.device.model),
         trainable=sum(parameter.numel() for parameter in trained),
     )
@@ -155,6 +157,7 @@ def _cost(phases: list[_Phase], *, measured: bool = False) -> Cost:
         ops=max(phase.figures.work.ops for phase in phases),
         bytes_up=max(phase.figures.up for phase in phases),
         bytes_down=max(phase.figures.down for phase in phases),
+        sent=last.sent,
         turns=max(phase.figures.turns for phase in phases),
         # the server's state is empty before the first round, so that round may also cost less than those after it
         once_flops=max(0.0, phases[0].once.work.flops),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedge.codecs import make as codecs
+from fedge.codecs.chain import Chain
 from fedge.core.cost import Budget, Cost
 from fedge.core.method import Method
 from fedge.core.server import ServerOptimizer
@@ -20,7 +22,8 @@ class Brief:
     """A stage as its processes are told it. ``menu[i]`` says what ``variants[i]`` costs.
 
     freely: devices choose; otherwise they take the richest that has not failed on them. deadline: seconds of emulated
-    time a round, or None. quorum: share (a float) or count (an int) of the asked that must answer.
+    time a round, or None. quorum: share (a float) or count (an int) of the asked that must answer. chain: the codecs
+    that a device's answers go through.
     """
 
     seed: int
@@ -37,6 +40,7 @@ class Brief:
     quorum: float = 0
     deadline: float | None = None
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    chain: Chain = field(default_factory=Chain)
 
     @property
     def seeds(self) -> tuple[str | int, ...]:
@@ -56,6 +60,7 @@ class Brief:
         plain["variants"] = [describe(variant) for variant in self.variants]
         plain["menu"] = [asdict(offer) for offer in self.menu]
         plain["optimizer"] = asdict(self.optimizer)
+        plain["chain"] = codecs.describe(self.chain)
         return plain
 
     @classmethod
@@ -68,6 +73,7 @@ class Brief:
                 "variants": tuple(revive(variant) for variant in plain["variants"]),
                 "menu": tuple(_offer(offer) for offer in plain["menu"]),
                 "optimizer": ServerOptimizer(**plain["optimizer"]),
+                "chain": codecs.revive(plain["chain"]),
             }
         )
 

@@ -264,7 +264,7 @@ class Coordinator:
             self._queue.appendleft(event.device)
             return self._dispatch()
         try:
-            payload = Payload.from_bytes(event.data)
+            payload = self.brief.chain.decode(Payload.from_bytes(event.data), self._limit(event.device))
             _finite(payload)
         except ProtocolError as error:
             return [End(event.device), *self._lose(Lost(event.device, "protocol", detail=str(error)))]
@@ -300,6 +300,11 @@ class Coordinator:
             counts=event.noted.get("counts", {}),
             seconds=event.noted.get("seconds", {}),
         )
+
+    def _limit(self, device: str) -> int:
+        """Bytes that an answer may decode to: twice what the plan saw, since some answers grow with what they say."""
+        choice = self.accounts[device].choice
+        return (1 << 20) + (0 if choice is None else 2 * sum(self.brief.menu[choice].cost.sent.values()))
 
     # -- losses ------------------------------------------------------------------------------------------------------
 

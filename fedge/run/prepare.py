@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedge.codecs.chain import Chain
+from fedge.codecs.make import chain
 from fedge.core.method import Rows
 from fedge.core.server import ServerOptimizer
 from fedge.data.encode import Data, encode, split_public
@@ -17,11 +19,12 @@ from fedge.data.raw import Raw
 from fedge.data.source import read
 from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError, Problem
 from fedge.models.load import Loaded, load
-from fedge.plan.menu import menu_of, method_of
+from fedge.plan.menu import Menu, menu_of, method_of
 from fedge.plan.trace import Setting
 from fedge.run.brief import Brief
+from fedge.spec import catalogue as catalogues
 from fedge.spec.federation import FederationSpec
-from fedge.spec.stage import exits_last
+from fedge.spec.stage import StageSpec, exits_last
 
 Say = Callable[[str], None]
 
@@ -146,11 +149,13 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
             raise ConfigError(spec.problem(f"stages.{stage.index}.method", message, hint=hint))
         server = stage.server
         optimizer = ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau)
+        codecs = _at(spec, f"stages.{stage.index}.codec", partial(chain, stage.codec))
         setting = Setting(
-            prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer
+            prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer, codecs
         )
         told = partial(_tell, say, stage.stage)
         menu = _at(spec, f"stages.{stage.index}.method", partial(menu_of, method, variants, setting, told))
+        _check_busy(spec, stage, menu, codecs)
         found.append(
             Brief(
                 seed=spec.seed,
@@ -167,9 +172,20 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
                 quorum=stage.quorum,
                 deadline=stage.deadline,
                 optimizer=optimizer,
+                chain=codecs,
             )
         )
     return found
+
+
+def _check_busy(spec: FederationSpec, stage: StageSpec, menu: Menu, codecs: Chain) -> None:
+    """Refuse a codec that would touch nothing of what any device sends."""
+    sent = {role: size for offer in menu.offers for role, size in offer.cost.sent.items()}
+    for codec in codecs.idle(sent):
+        message = f"'{codec.key}' is for {', '.join(codec.touches)}, and '{stage.method}' sends {', '.join(sent)}"
+        usable = [info.key for info in catalogues.load().codecs if set(info.roles) & set(sent)]
+        hint = f"for that: {', '.join(usable)}" if usable else "leave it out"
+        raise ConfigError(spec.problem(f"stages.{stage.index}.codec", message, hint=hint))
 
 
 def _tell(say: Say, stage: str, text: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from fedge.core.cost import Budget
 from fedge.core.method import Device, Method, Rows, State, Talk
 from fedge.core.payload import Payload
-from fedge.core.rng import seed_everything
+from fedge.core.rng import generator, seed_everything
 from fedge.core.task import Task
 from fedge.emulation.wall import is_allocation_failure
 from fedge.errors import FedgeError, MethodError
@@ -60,6 +60,7 @@ class Seat:
         self.meter = meter
         self.variant: Method | None = None
         self.state: State = {}
+        self.left: State = {}  # what codecs keep for later
         self._saved: int | None = None
         self._built: Assembled | None = None
         self._device: Device | None = None
@@ -81,7 +82,8 @@ class Seat:
     def restore(self, saved: int | None) -> None:
         """Take up the state that was saved under a number; None: start with none."""
         self._saved = saved
-        self.state = {} if saved is None else load_state(self._file(saved))
+        both = {} if saved is None else load_state(self._file(saved))
+        self.state, self.left = both.get("method", {}), both.get("codec", {})
 
     def answer(self, round: int, turn: int, data: bytearray | memoryview) -> Answer:
         """Take one turn of the conversation of ``round``.
@@ -96,11 +98,12 @@ class Seat:
             if not isinstance(reply, Payload):
                 raise MethodError(f"it answered by a {type(reply).__name__}, not by a Payload")
             with self.meter.span("pack"):
-                packed = reply.to_bytes()
-            if done and (self.state or self._saved is not None):
+                drawn = generator(*self.brief.seeds, round, self.name, "codec", turn)
+                packed = self.brief.chain.encode(reply, drawn, self.left).to_bytes()
+            if done and (self.state or self.left or self._saved is not None):
                 # an earlier number stays: a replay or a resume begins from it
                 following = 0 if self._saved is None else self._saved + 1
-                save_state(self.state, self._file(following))
+                save_state({"method": self.state, "codec": self.left}, self._file(following))
                 self._saved = following
         return Answer(packed, done, self._saved, self.meter.take())
 

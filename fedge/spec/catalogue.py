@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedge.errors import nearest
 from fedge.spec.source import describe
@@ -101,10 +101,34 @@ class MethodInfo:
 
 
 @dataclass(frozen=True)
+class CodecInfo:
+    """One codec: the roles that it may touch, the steps that it takes, and its fields, those of its own first.
+
+    lossless: the very bits come back. fixed: the length of what is sent depends on shapes alone.
+    """
+
+    key: str
+    module: str
+    summary: str
+    paper: str
+    roles: tuple[str, ...]
+    steps: tuple[str, ...]
+    lossless: bool = False
+    fixed: bool = True
+    fields: Mapping[str, OptionInfo] = field(default_factory=dict)
+    #: The field that a bare value means: ``topk: 0.1``.
+    main: str | None = None
+
+    def defaults(self) -> dict[str, Any]:
+        return {name: option.default for name, option in self.fields.items()}
+
+
+@dataclass(frozen=True)
 class Catalogue:
-    """Every method that fedge knows, built or not, in the order of the file."""
+    """Every method that fedge knows, built or not, and every codec, in the order of the file."""
 
     methods: tuple[MethodInfo, ...]
+    codecs: tuple[CodecInfo, ...] = ()
 
     def find(self, word: str) -> MethodInfo | None:
         """The method of this key or alias; a key goes before an alias."""
@@ -113,13 +137,21 @@ class Catalogue:
                 return info
         return next((info for info in self.methods if word in info.aliases), None)
 
+    def codec(self, word: str) -> CodecInfo | None:
+        """The codec of this name."""
+        return next((info for info in self.codecs if info.key == word), None)
+
     def built(self, stage: str | None = None) -> tuple[MethodInfo, ...]:
         return tuple(info for info in self.methods if info.built and (stage is None or stage in info.stages))
 
 
+Info = TypeVar("Info", MethodInfo, CodecInfo)
+
+
 def from_json(document: Mapping[str, Any]) -> Catalogue:
     """The catalogue from the parsed ``catalogue.json``."""
-    return Catalogue(tuple(_method(row) for row in document["methods"]))
+    methods = tuple(_info(MethodInfo, row) for row in document["methods"])
+    return Catalogue(methods, tuple(_info(CodecInfo, row) for row in document.get("codecs", ())))
 
 
 @cache
@@ -137,10 +169,10 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _method(row: Mapping[str, Any]) -> MethodInfo:
-    known = {name: _tuples(value) for name, value in row.items() if name in MethodInfo.__dataclass_fields__}
+def _info(kind: type[Info], row: Mapping[str, Any]) -> Info:
+    known = {name: _tuples(value) for name, value in row.items() if name in kind.__dataclass_fields__}
     known["fields"] = {
         name: OptionInfo(**{key: _tuples(value) for key, value in option.items()})
         for name, option in row.get("fields", {}).items()
     }
-    return MethodInfo(**known)
+    return kind(**known)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from fedge.spec import catalogue as catalogues
-from fedge.spec.catalogue import Catalogue, MethodInfo, OptionInfo
+from fedge.spec.catalogue import Catalogue, CodecInfo, MethodInfo, OptionInfo
 from fedge.spec.data import DataSpec
 from fedge.spec.device import Group, LinkClass, Network, Profile, bundled_profiles, load_links
 from fedge.spec.federation import KEYS, EmulationSpec, EvaluateSpec, ModelSpec
@@ -98,6 +98,17 @@ def _stage(stage: str, keys: Mapping[str, Any], catalogue: Catalogue) -> dict[st
         "minItems": 1,
         "items": {"anyOf": [{"enum": names}, {"type": "object", "minProperties": 1, "maxProperties": 1}]},
     }
+    own["codec"] = {
+        "description": keys["properties"]["codec"]["description"],
+        "type": "array",
+        "items": {
+            "anyOf": [
+                {"enum": [info.key for info in catalogue.codecs]},
+                {"type": "string", "pattern": ":"},
+                *_codecs(catalogue),
+            ]
+        },
+    }
     fields = sorted({name for info in methods for name in info.fields})
     body = {
         "type": "object",
@@ -119,7 +130,18 @@ def _is(method: Mapping[str, Any]) -> dict[str, Any]:
     return {"properties": {"method": method}, "required": ["method"]}
 
 
-def _options(info: MethodInfo) -> dict[str, Any]:
+def _codecs(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Each codec with a value of its first field, or with some of its fields; and those of the user's own."""
+    found: list[dict[str, Any]] = [{"type": "object", "patternProperties": {":": {}}, "additionalProperties": False}]
+    for info in catalogue.codecs:
+        fields = {"type": "object", "properties": _options(info), "additionalProperties": False}
+        alone = [_option(info.fields[info.main])] if info.main else []
+        given = {"description": info.summary, "anyOf": [*alone, {"type": "null"}, fields]}
+        found.append({"type": "object", "properties": {info.key: given}, "required": [info.key], "maxProperties": 1})
+    return found
+
+
+def _options(info: MethodInfo | CodecInfo) -> dict[str, Any]:
     return {name: _option(option) for name, option in info.fields.items()}
 
 

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from fedge import units
 from fedge.errors import nearest
 from fedge.spec.catalogue import Catalogue, MethodInfo
+from fedge.spec.codec import read_codecs, write_codecs
 from fedge.spec.source import Source, describe
 from fedge.spec.values import (
     SHARE_SCHEMA,
@@ -35,7 +36,7 @@ PREFER = ("quality", "time", "bytes", "energy")
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 _ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 # keys of the contract that a later version fills
-_NOT_YET = {"codec": "codecs for what is sent", "privacy": "privacy mechanisms"}
+_NOT_YET = {"privacy": "privacy mechanisms"}
 
 Options = dict[str, Any]
 
@@ -105,13 +106,17 @@ class StageKeys(Section):
     ] = key("answers that a round needs: a share of those asked, or a number of devices; 0 means one device", 0)
     deadline: Timeout | None = key("time that a round waits for answers, such as 90s", None)
     server: ServerSpec = key("the server's optimizer", ServerSpec())
+    codec: Annotated[Any, Check(lambda given: given, {"type": "array"})] = key(
+        "how answers are made smaller, in order (see `fedge codecs`), such as [topk: 0.1, int8]", None
+    )
     export: ExportSpec | None = key("for deploy: what to export", None)
 
 
 @dataclass(frozen=True)
 class StageSpec:
     """One stage. ``options`` are the method's fields, all of them, lists as tuples; for ``auto`` what the stage gives
-    to every candidate that has the field, while ``candidates`` hold each one's full set."""
+    to every candidate that has the field, while ``candidates`` hold each one's full set. ``codec`` likewise holds each
+    codec with all its fields."""
 
     stage: str
     index: int
@@ -124,6 +129,7 @@ class StageSpec:
     quorum: float = 0
     deadline: float | None = None
     server: ServerSpec = field(default_factory=ServerSpec)
+    codec: tuple[tuple[str, Options], ...] = ()
     export: ExportSpec | None = None
     options: Options = field(default_factory=dict)
 
@@ -376,6 +382,10 @@ class _Reader:
         elif export is not None:
             self.source.report(f"{self.at}.export", f"only deploy exports, this is {self.stage}")
             return None
+        before = len(self.source.problems)
+        codec = read_codecs(keys.codec, f"{self.at}.codec", self.source, self.catalogue)
+        if len(self.source.problems) > before:
+            return None
         return StageSpec(
             stage=self.stage,
             index=self.index,
@@ -388,6 +398,7 @@ class _Reader:
             quorum=keys.quorum,
             deadline=keys.deadline,
             server=keys.server,
+            codec=codec,
             export=export,
             options=options,
         )
@@ -406,6 +417,8 @@ def write_stage(stage: StageSpec) -> dict[str, Any]:
     body["quorum"] = _write_quorum(stage.quorum)
     body["deadline"] = None if stage.deadline is None else units.format_seconds(stage.deadline, exact=True)
     body["server"] = stage.server.model_dump()
+    if stage.codec:
+        body["codec"] = write_codecs(stage.codec)
     if stage.export is not None:
         body["export"] = stage.export.model_dump()
     return {stage.stage: body | _plain(stage.options)}

@@ -115,7 +115,7 @@ def test_chains_out_of_order_are_refused_in_one_line(words, said):
 
 def test_different_roles_may_have_different_codecs():
     made = parsed(
-        "topk", {"int8": {"on": ("delta",)}}, {"fp16": {"on": ("logits",)}}, "mask", {"zstd": {"on": ("delta",)}}
+        "topk", {"int8": {"only": ("delta",)}}, {"fp16": {"only": ("logits",)}}, "mask", {"zstd": {"only": ("delta",)}}
     )
     assert [codec.key for codec in made.of("delta")] == ["topk", "int8", "zstd"]
     assert [codec.key for codec in made.of("logits")] == ["fp16"]
@@ -126,7 +126,7 @@ def test_different_roles_may_have_different_codecs():
 @pytest.mark.parametrize("key", BUILT)
 def test_no_codec_may_touch_what_is_secret(key, role):
     with pytest.raises(ConfigError, match=f"codec '{key}': '{key}' must not touch {role}; it may touch"):
-        make(key, {"on": (role,)})
+        make(key, {"only": (role,)})
 
 
 @pytest.mark.parametrize(

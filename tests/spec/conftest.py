@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedge.spec.catalogue import Catalogue, MethodInfo, OptionInfo
+from fedge.spec.catalogue import Catalogue, CodecInfo, MethodInfo, OptionInfo
 
 LR = OptionInfo("float", 1e-3, "learning rate on the device")
 STEPS = OptionInfo("int", 8, "optimizer steps a round")
@@ -58,7 +58,27 @@ METHODS = (
     MethodInfo(key="cho2023", name="HetLoRA", stages=("customize",), path="customize/fine-tune", nearest="lora"),
 )
 
+CHANGES, NUMBERS = ("delta", "gradients"), ("weights", "delta", "logits", "gradients")
+ONLY = {"only": OptionInfo("list[str]", (), "roles to touch")}
+FEEDBACK = OptionInfo("bool", True, "add what is left out later")
+
+
+def codec(key, roles, steps, **fields):
+    main = next(iter(fields), None)
+    return CodecInfo(key, f"c:{key}", "small", "paper", roles, steps, fields={**fields, **ONLY}, main=main)
+
+
+CODECS = (
+    codec("svd", CHANGES, ("transform",), rank=OptionInfo("int", 4, "rank of what is sent"), feedback=FEEDBACK),
+    codec("topk", CHANGES, ("sparsify",), fraction=OptionInfo("float", 0.1, "share that is sent"), feedback=FEEDBACK),
+    codec("fp16", NUMBERS, ("quantise",)),
+    codec("int8", NUMBERS, ("quantise",), block=OptionInfo("int", 512, "numbers that share a scale")),
+    codec("qsgd", NUMBERS, ("quantise",), levels=OptionInfo("int", 127, "levels")),
+    codec("ternary", CHANGES, ("sparsify", "quantise", "entropy"), fraction=OptionInfo("float", 0.05, "share")),
+    codec("zstd", (*NUMBERS, "mask"), ("entropy",), level=OptionInfo("int", 3, "effort")),
+)
+
 
 @pytest.fixture(scope="session")
 def catalogue():
-    return Catalogue(METHODS)
+    return Catalogue(METHODS, CODECS)

@@ -29,7 +29,7 @@ def test_every_codec_of_the_table(key):
         ("topk", {"fraction": 0.001, "feedback": False}),
         ("randomk", {"fraction": 0.3, "feedback": True}),
         ("qsgd", {"levels": 1, "bucket": 7}),
-        ("int8", {"block": 1, "on": ("logits",)}),
+        ("int8", {"block": 1, "only": ("logits",)}),
         ("int4", {"block": 100}),
         ("nnadq", {"beta": 1e-6, "most": 4}),
         ("zsign", {"sigma": 0.5, "noise": "normal"}),
