@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test check slow lint types clean
+.PHONY: help quickstart test check slow kit lint types clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ quickstart: $(READY) ## run the quickstart federation
 	$(BIN)/fedge up federations/quickstart.yaml
 
 test: $(READY) ## run the quick tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not kit'
 
 lint: $(READY) ## formatting and lint
 	$(BIN)/ruff format --check .
@@ -31,6 +31,9 @@ check: lint types test ## everything that a commit must pass
 
 slow: $(READY) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+kit: $(READY) ## every method of the catalogue through the conformance kit
+	$(BIN)/python -m pytest -m kit
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

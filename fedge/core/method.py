@@ -52,8 +52,16 @@ class Card:
     alternatives: tuple[str, ...] = ()
     #: Methods of one family can share a round: 'tensors' are averaged by name with coverage.
     family: str = "own"
-    #: What ``final`` gives: 'plain' is a model of the base architecture; 'exits' is a MultiExit model.
+    #: What ``final`` gives: 'plain' is a model of the base architecture; 'exits' is a MultiExit model; 'own' anything
+    #: else, of which nothing more is claimed.
     final: str = "plain"
+    #: The roles (``fedge.core.roles.ROLES``) of what devices send; nothing else may leave them.
+    roles: tuple[str, ...] = ("delta",)
+    #: What holds beyond the conformance kit's usual properties. 'alone': one device that has all rows ends where plain
+    #: training of the same tensors ends.
+    claims: tuple[str, ...] = ()
+    #: Properties of the kit that can't hold for this method, each with the reason.
+    waives: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

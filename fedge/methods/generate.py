@@ -63,10 +63,7 @@ def _built(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str,
     card = made.card
     names = sorted(alias for alias, to in aliases.items() if to == key)
     cited = [rows[name] for name in (key, *names) if name in rows]
-    fields = {field.name: _field(made, field) for field in dataclasses.fields(made) if field.init}
-    clash = sorted(set(fields) & reserved_keys())
-    if clash:
-        raise ValueError(f"{target}: the fields {', '.join(clash)} are keys of every stage; name them otherwise")
+    fields = options_of(made)
     stars = card.stars or next((_stars(row) for row in cited), None)
     return {
         "key": key,
@@ -89,6 +86,19 @@ def _built(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str,
         "fields": fields,
         "nearest": key,
     }
+
+
+def options_of(made: Any) -> dict[str, Any]:
+    """A method class's fields, as the catalogue holds them.
+
+    TypeError for a field that YAML has no value for, ValueError for one that hides a key of every stage.
+    """
+    fields = {field.name: _field(made, field) for field in dataclasses.fields(made) if field.init}
+    clash = sorted(set(fields) & reserved_keys())
+    if clash:
+        words = ", ".join(clash)
+        raise ValueError(f"{made.__name__}: the fields {words} are keys of every stage; name them otherwise")
+    return fields
 
 
 def _codec(key: str, target: str) -> dict[str, Any]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import random
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, State, Talk
-from fedge.core.payload import Payload
+from fedge.core.payload import Payload, pack, unpack
 from fedge.core.rng import generator, seed_everything
 from fedge.core.server import ServerOptimizer
 from fedge.core.task import Task
+from fedge.errors import MethodError
 from fedge.meter.spans import NullMeter
+from fedge.methods.make import describe
+from fedge.methods.make import revive as revive_method
 from fedge.models.variant import Assembled, assemble, duplicate
+from fedge.run.states import flatten, revive
 
 #: Says, for a round, a turn and the devices whose answers are under way, in which order these arrive.
 Order = Callable[[int, int, Sequence[str]], Sequence[str]]
+#: Devices by (round, turn).
+Places = Mapping[tuple[int, int], Sequence[str]]
+#: Turns that no round has.
+TURNS = 10_000
 
 
 @dataclass
@@ -52,7 +62,12 @@ class Bench:
 
 @dataclass
 class Driven:
-    """What rounds left: the server and its state, the devices, and the bytes of every payload by round and device."""
+    """What rounds left: the server and its state, the devices, and the bytes of every payload by round and device.
+
+    sent: every answer, as the server read it. hurried: a turn wanted fewer answers than were under way, so that the
+    order of arrival had a say. late: answers that a later turn takes, with the round of their question. turns: those
+    after which a round is taken to have no end.
+    """
 
     server: Bench
     state: State
@@ -61,6 +76,52 @@ class Driven:
     down: list[dict[str, int]] = field(default_factory=list)
     up: list[dict[str, int]] = field(default_factory=list)
     sent: list[dict[str, list[Payload]]] = field(default_factory=list)
+    hurried: bool = False
+    late: dict[str, tuple[int, Payload]] = field(default_factory=dict)
+    turns: int = TURNS
+
+    def go(
+        self,
+        rounds: int = 1,
+        *,
+        absent: Mapping[int, Sequence[str]] | None = None,
+        lost: Places | None = None,
+        replaced: Places | None = None,
+        order: Order | None = None,
+        computed: Order | None = None,
+    ) -> Driven:
+        """Run further rounds; returns itself.
+
+        absent: devices that a round's cohort lacks. lost: devices that die at (round, turn), before they answer, and
+        are gone until the round's end. replaced: devices whose process dies there and is replaced by a new one, to
+        which the conversation is told again. order: how answers arrive, which decides who is late when a method asks
+        for fewer answers than devices. computed: in which order devices compute, of which nothing may depend.
+        """
+        as_named: Order = lambda round, turn, names: names  # noqa: E731
+        for number in range(len(self.sent), len(self.sent) + rounds):
+            self.server.round, self.server.waiting = number, frozenset(self.late)
+            away = (absent or {}).get(number, ())
+            self.server.cohort = tuple(name for name in sorted(self.devices) if name not in away)
+            _Round(self, number, lost or {}, replaced or {}, order or as_named, computed or as_named).run()
+        return self
+
+    def again(self) -> Driven:
+        """The same federation taken up by other processes: the method by way of JSON, all states by way of bytes."""
+
+        def other(method: Method) -> Method:
+            return revive_method(json.loads(json.dumps(describe(method))))
+
+        server = self.server
+        variants = {name: other(variant) for name, variant in server.variants.items()}
+        fresh = replace(server, method=other(server.method), variants=variants)
+        driven = _driven(fresh, {name: device.data for name, device in self.devices.items()})
+        driven.state = saved(self.state)
+        for name, device in self.devices.items():
+            driven.devices[name].state = saved(device.state)
+        driven.late = {n: (asked, Payload.from_bytes(p.to_bytes())) for n, (asked, p) in self.late.items()}
+        driven.down, driven.up, driven.sent = list(self.down), list(self.up), list(self.sent)
+        driven.turns = self.turns
+        return driven
 
     def final(self) -> nn.Module:
         """The model that the stage leaves."""
@@ -80,6 +141,25 @@ class Driven:
         return self.devices[device].model
 
 
+def start(
+    method: Method,
+    base: nn.Module,
+    rows: Mapping[str, Rows],
+    task: Task,
+    *,
+    variants: Mapping[str, Method] | None = None,
+    optimizer: ServerOptimizer | None = None,
+    public: Rows | None = None,
+    seed: int = 0,
+) -> Driven:
+    """A federation of devices that hold ``rows``, before its first round."""
+    chosen = {device: (variants or {}).get(device, method) for device in rows}
+    server = Bench(method, base, task, chosen, optimizer or ServerOptimizer(), public, (seed, "stage", 0))
+    driven = _driven(server, rows)
+    driven.state = method.init(server)
+    return driven
+
+
 def drive(
     method: Method,
     base: nn.Module,
@@ -91,74 +171,77 @@ def drive(
     optimizer: ServerOptimizer | None = None,
     public: Rows | None = None,
     absent: Mapping[int, Sequence[str]] | None = None,
-    lost: Mapping[tuple[int, int], Sequence[str]] | None = None,
+    lost: Places | None = None,
     order: Order | None = None,
     seed: int = 0,
 ) -> Driven:
-    """Run ``rounds`` rounds of ``method`` on devices that hold ``rows``.
+    """``start`` and ``go`` in one."""
+    begun = start(method, base, rows, task, variants=variants, optimizer=optimizer, public=public, seed=seed)
+    return begun.go(rounds, absent=absent, lost=lost, order=order)
 
-    absent: devices that a round's cohort lacks. lost: devices that die at (round, turn), before they answer. order:
-    how answers arrive, which decides who is late when a method asks for fewer answers than devices.
-    """
-    chosen = {device: (variants or {}).get(device, method) for device in rows}
-    server = Bench(method, base, task, chosen, optimizer or ServerOptimizer(), public, (seed, "stage", 0))
-    built = {device: assemble(variant, base, *server.seed) for device, variant in chosen.items()}
-    devices = {
-        name: Device(name, built[name].model, built[name].initial, rows[name], task, NullMeter(), public=public)
-        for name in rows
-    }
-    driven = Driven(server, method.init(server), devices, built)
-    late: dict[str, tuple[int, Payload]] = {}
-    for number in range(rounds):
-        server.round, server.waiting = number, frozenset(late)
-        server.cohort = tuple(name for name in sorted(rows) if name not in (absent or {}).get(number, ()))
-        _Round(driven, number, lost or {}, order or (lambda round, turn, names: names), late).run()
-    return driven
+
+def saved(state: State) -> State:
+    """A state as it is read back from the bytes of its file. MethodError for what can't be saved."""
+    tensors, text = flatten(state)
+    return revive(unpack(pack(tensors))[0], text)
+
+
+def _driven(server: Bench, rows: Mapping[str, Rows]) -> Driven:
+    built = {device: assemble(variant, server.base(), *server.seed) for device, variant in server.variants.items()}
+    devices = {name: _device(server, name, built[name], rows[name]) for name in rows}
+    return Driven(server, {}, devices, built)
+
+
+def _device(server: Bench, name: str, built: Assembled, rows: Rows) -> Device:
+    return Device(name, built.model, built.initial, rows, server.task, NullMeter(), public=server.public)
 
 
 class _Round:
-    def __init__(self, driven: Driven, number: int, lost: Any, order: Order, late: dict[str, tuple[int, Payload]]):
-        self.driven, self.number, self.lost, self.order, self.late = driven, number, lost, order, late
+    def __init__(self, driven: Driven, number: int, lost: Places, replaced: Places, order: Order, computed: Order):
+        self.driven, self.number, self.lost, self.replaced = driven, number, lost, replaced
+        self.order, self.computed = order, computed
         self.talks: dict[str, Talk] = {}
-        self.random: dict[str, torch.Tensor] = {}
+        self.random: dict[str, Any] = {}
+        self.received: dict[str, list[bytearray]] = {}
+        self.before: dict[str, State] = {}
+        self.gone: dict[str, str] = {}
         for record in (driven.down, driven.up, driven.sent):
             record.append({})
 
     def run(self) -> None:
         turns = self.driven.server.method.round(self.driven.server, self.driven.state)
         replies: Replies | None = None
-        turn = 0
         try:
-            while True:
+            for turn in range(self.driven.turns):
                 replies = self._turn(next(turns) if replies is None else turns.send(replies), turn)
-                turn += 1
         except StopIteration as stop:
             self.driven.state = stop.value
+            return
+        raise MethodError(f"round {self.number} did not end within {self.driven.turns} turns")
 
     def _turn(self, ask: Ask, turn: int) -> Replies:
-        gone = {name: "died" for name in ask.to if name in self.lost.get((self.number, turn), ())}
-        fresh = {n: (self.number, self._answer(n, sent, turn)) for n, sent in ask.to.items() if n not in gone}
-        under_way = {**self.late, **fresh} if ask.keep else fresh
+        self.gone |= {name: "died" for name in ask.to if name in self.lost.get((self.number, turn), ())}
+        gone = {name: why for name, why in self.gone.items() if name in ask.to}
+        alive = self.computed(self.number, turn, sorted(set(ask.to) - set(gone)))
+        fresh = {name: (self.number, self._answer(name, ask.to[name], turn)) for name in alive}
+        under_way = {**self.driven.late, **fresh} if ask.keep else fresh
         arriving = list(self.order(self.number, turn, sorted(under_way)))
         came = arriving[: len(arriving) if ask.want is None else ask.want]
+        self.driven.hurried |= len(came) < len(arriving)
         if ask.keep:
-            self.late.clear()
-            self.late.update({name: under_way[name] for name in arriving if name not in came})
+            self.driven.late = {name: under_way[name] for name in arriving if name not in came}
         answers = {name: under_way[name][1] for name in came}
         return Replies(answers, {name: under_way[name][0] for name in came}, gone)
 
     def _answer(self, name: str, sent: Payload, turn: int) -> Payload:
         driven, data = self.driven, sent.to_bytes()
-        device = driven.devices[name]
-        payload = Payload.from_bytes(data)
-        if turn == 0:
-            driven.built[name].reset()
-            device.round, device.seed = self.number, (*driven.server.seed, self.number, name)
-            seed_everything(*device.seed)
-        elif name in self.random:
-            torch.set_rng_state(self.random[name])
-        answer = self._next(name, device, payload)
-        self.random[name] = torch.get_rng_state()
+        if name not in self.talks:
+            self.received[name], self.before[name] = [], saved(driven.devices[name].state)
+        self.received[name].append(data)
+        if name in self.replaced.get((self.number, turn), ()):
+            answer = self._told_again(name)
+        else:
+            answer = self._spoken(name, data)
         packed = answer.to_bytes()
         down, up, kept = driven.down[-1], driven.up[-1], driven.sent[-1]
         down[name] = down.get(name, 0) + len(data)
@@ -167,16 +250,43 @@ class _Round:
         kept.setdefault(name, []).append(read)
         return read
 
+    def _told_again(self, name: str) -> Payload:
+        """The answer of a new process, which is told all that the one before it had been told in this round."""
+        driven = self.driven
+        self.talks.pop(name, None)
+        built = driven.built[name] = assemble(driven.server.variants[name], driven.server.base(), *driven.server.seed)
+        driven.devices[name] = _device(driven.server, name, built, driven.devices[name].data)
+        driven.devices[name].state = self.before[name]
+        return [self._spoken(name, data) for data in self.received[name]][-1]
+
+    def _spoken(self, name: str, data: bytearray) -> Payload:
+        driven = self.driven
+        device = driven.devices[name]
+        if name not in self.talks:  # a conversation begins
+            driven.built[name].reset()
+            device.round, device.seed = self.number, (*driven.server.seed, self.number, name)
+            seed_everything(*device.seed)
+        else:
+            mine, pythons = self.random[name]
+            torch.set_rng_state(mine)
+            random.setstate(pythons)
+        answer = self._next(name, device, Payload.from_bytes(bytearray(data)))
+        self.random[name] = (torch.get_rng_state(), random.getstate())
+        if not isinstance(answer, Payload):
+            raise MethodError(f"{name} answered by a {type(answer).__name__}, not by a Payload")
+        return answer
+
     def _next(self, name: str, device: Device, payload: Payload) -> Payload:
         talk = self.talks.get(name)
         try:
             if talk is not None:
                 return talk.send(payload)
             started = self.driven.server.variants[name].client(device, payload)
-            if isinstance(started, Payload):
+            if not isinstance(started, Generator):
                 return started
             self.talks[name] = started
             return next(started)
         except StopIteration as stop:
             self.talks.pop(name, None)
-            return stop.value
+            answer: Payload = stop.value
+            return answer

@@ -30,6 +30,7 @@ class BitFit(Tuning):
         stars=(1, 2, 2),
         deviations=("AdamW on the device; the paper's vision runs use SGD",),
         family="tensors",
+        claims=("alone",),
     )
     linear: ClassVar[bool] = True
 

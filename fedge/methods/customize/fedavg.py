@@ -32,6 +32,7 @@ class FedAvg(Tuning):
             "a fixed number of local steps rather than epochs",
         ),
         family="tensors",
+        claims=("alone",),
     )
     linear: ClassVar[bool] = True
 

@@ -49,6 +49,7 @@ class FedMD(Method):
         ),
         tasks=("image-classification", "text-classification"),
         alternatives=("lora", "head"),
+        roles=("logits",),
     )
 
     def variants(self) -> Sequence[Method]:

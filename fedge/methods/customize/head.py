@@ -41,6 +41,7 @@ class Head(Tuning):
         tasks=("image-classification", "text-classification"),
         alternatives=("lora", "bitfit"),
         family="tensors",
+        claims=("alone",),
     )
     linear: ClassVar[bool] = True
 

@@ -42,6 +42,7 @@ class LoRA(Tuning):
             "a fixed number of local steps rather than an epoch",
         ),
         family="tensors",
+        claims=("alone",),
     )
     linear: ClassVar[bool] = True
 

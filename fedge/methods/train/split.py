@@ -49,6 +49,7 @@ class Split(Method):
             "the attention mask travels with the activations, so the server learns text lengths",
         ),
         tasks=("image-classification", "text-classification", "causal-lm", "masked-lm"),
+        roles=("activations", "gradients", "delta"),
     )
 
     def variants(self) -> Sequence[Method]:
