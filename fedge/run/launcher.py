@@ -32,7 +32,7 @@ from fedge.run.engine import Engine
 from fedge.run.folder import LOG, RunFolder, write_whole
 from fedge.run.inline import Inline
 from fedge.run.limits import Footprint, Limits, clear, footprint, limits_of
-from fedge.run.nursery import Nursery
+from fedge.run.nursery import Nursery, ZygoteGone
 from fedge.run.prepare import briefs, prepare
 from fedge.run.processes import Place, Processes
 from fedge.run.seat import Ground
@@ -208,7 +208,7 @@ class _Launch:
             return
         self.folder.cut("metrics.jsonl", self.checkpoint.metrics_size)
         if not self.options.inline:
-            self.nursery = Nursery(self.folder.file("devices", "zygote.log"))
+            self.nursery = self._zygote()
         self.prepared = prepare(self.spec, self._say_passing)
         task = self.prepared.data.task
         self.checkpoint.task, self.checkpoint.classes = task.kind, 0 if task.generative else task.classes
@@ -226,11 +226,7 @@ class _Launch:
                 base = self._stage(brief, base, None)
             return
         store.save(self.prepared.data, self.left.scratch / "data")
-        self.nursery.await_ready("imports")
-        self._load(self.nursery)
-        with Hub() as hub:
-            self.left.hub = Path(hub.address.removeprefix("ipc://")).parent
-            self.left.write()
+        with Hub(f"ipc://{self.left.scratch / 'hub'}") as hub:
             for brief in all_briefs[self.checkpoint.stage :]:
                 base = self._stage(brief, base, hub)
 
@@ -335,12 +331,11 @@ class _Launch:
             for device in self.spec.devices
         }
         write_whole(self.base_file, pack_state(base))
-        self._enter(self.nursery, brief)
         return Processes(
             brief,
             places,
             wall,
-            self.nursery,
+            self._enter(brief),
             hub,
             self.folder.file("checkpoints"),
             run=self.folder.path.name,
@@ -350,24 +345,43 @@ class _Launch:
             opened=lambda: self.left.note_groups(wall),
         )
 
-    def _load(self, nursery: Nursery) -> None:
-        nursery.command("load", data=str(self.left.scratch / "data"), model=self.prepared.model_order)
-        nursery.await_ready("load")
+    def _enter(self, brief: Brief) -> Nursery:
+        """A zygote that has taken up a stage. One that dies on the way is replaced, ``restart`` times."""
+        left = self.spec.emulation.restart
+        while True:
+            try:
+                return self._take_up(brief)
+            except ZygoteGone:
+                if not left:
+                    raise
+                left -= 1
+                self._discard()
 
-    def _enter(self, nursery: Nursery, brief: Brief) -> None:
-        nursery.command("stage", brief=brief.to_json(), base=str(self.base_file))
-        nursery.await_ready("stage")
+    def _take_up(self, brief: Brief) -> Nursery:
+        if self.nursery is None:
+            self.nursery = self._zygote()
+        if not self.nursery.loaded:
+            self.nursery.await_ready("imports")
+            self.nursery.command("load", data=str(self.left.scratch / "data"), model=self.prepared.model_order)
+            self.nursery.await_ready("load")
+            self.nursery.loaded = True
+        self.nursery.command("stage", brief=brief.to_json(), base=str(self.base_file))
+        self.nursery.await_ready("stage")
+        return self.nursery
 
-    def _revive(self, brief: Brief) -> Nursery:
-        """Start a new zygote at the present stage."""
+    def _zygote(self) -> Nursery:
+        return Nursery(self.folder.file("devices", "zygote.log"), patience=self.spec.emulation.heartbeat)
+
+    def _discard(self) -> None:
         self.say("the zygote died; starting another")
         if self.nursery is not None:
             self.nursery.close()
-        self.nursery = Nursery(self.folder.file("devices", "zygote.log"))
-        self.nursery.await_ready("imports")
-        self._load(self.nursery)
-        self._enter(self.nursery, brief)
-        return self.nursery
+        self.nursery = None
+
+    def _revive(self, brief: Brief) -> Nursery:
+        """Start a new zygote at the present stage."""
+        self._discard()
+        return self._enter(brief)
 
     def _slots(self) -> int:
         told = self.options.slots if self.options.slots is not None else self.spec.emulation.slots

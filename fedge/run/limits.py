@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,17 +70,19 @@ def _pins(spec: FederationSpec) -> None:
 
 @dataclass
 class Footprint:
-    """What a launcher has on the host beside its run folder: in the folder's ``launcher.json`` while it runs."""
+    """What a launcher has on the host beside its run folder: in the folder's ``launcher.json`` while it runs.
+
+    scratch: a folder of its own, which the sockets lie in too.
+    """
 
     folder: RunFolder
     scratch: Path
-    hub: Path | None = None
     groups: str | None = None
 
     def write(self) -> None:
         """Record it, with this process's pid and start time."""
         pid = os.getpid()
-        named = {"scratch": str(self.scratch), "hub": str(self.hub) if self.hub else None, "groups": self.groups}
+        named = {"scratch": str(self.scratch), "groups": self.groups}
         self.folder.write_json(_FILE, {"pid": pid, "started": process.start_time(pid), **named})
 
     def note_groups(self, wall: walls.Wall) -> None:
@@ -93,14 +96,17 @@ class Footprint:
 @contextmanager
 def footprint(folder: RunFolder) -> Iterator[Footprint]:
     """A scratch folder and its record, both gone at the end."""
-    scratch = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}run-"))
+    # named and recorded before it is made: a launcher may be killed in between
+    scratch = Path(tempfile.gettempdir(), f"{_PREFIX}run-{secrets.token_hex(4)}").absolute()
+    print_ = Footprint(folder, scratch)
     try:
-        print_ = Footprint(folder, scratch)
         print_.write()
+        scratch.mkdir(mode=0o700)
         yield print_
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        folder.file(_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # a place that has become read-only; why is what went wrong before
+            folder.file(_FILE).unlink(missing_ok=True)
 
 
 def clear(folder: RunFolder, say: Say) -> None:
@@ -116,12 +122,13 @@ def clear(folder: RunFolder, say: Say) -> None:
         busy = walls.sweep([*inner, str(top)])
         if busy:
             say(f"not cleared, because processes are left in them: {', '.join(busy)}")
-    for name in ("scratch", "hub"):
-        if left[name]:
-            _remove(Path(left[name]))
-    for beside in (folder.path, folder.file("checkpoints")):
-        for path in beside.glob(".*.*"):  # files that were being written
-            path.unlink(missing_ok=True)
+    _remove(Path(left["scratch"]))
+    for beside in (folder.path, folder.file("checkpoints"), folder.file("export")):
+        for path in beside.glob(".*"):  # files and folders that were being written
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
     folder.file(_FILE).unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,11 +18,20 @@ from fedge.errors import FedgeError
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 
 
-class Nursery:
-    """A running zygote. ``events`` is the descriptor on which its events arrive."""
+class ZygoteGone(FedgeError):
+    """The zygote has died, or was killed because it had hung, before it had done what it was told."""
 
-    def __init__(self, log: Path):
+
+class Nursery:
+    """A running zygote. ``events`` is the descriptor on which its events arrive; ``loaded`` is its launcher's to set.
+
+    One that is silent for ``patience`` seconds while it is listened to, although it was asked for a sign of life, is
+    taken for hung (or frozen by a signal) and killed.
+    """
+
+    def __init__(self, log: Path, patience: float = 30.0):
         self._log = log
+        self._patience = patience
         commands_in, commands = os.pipe()
         self.events, events_out = os.pipe()
         environment = {
@@ -46,48 +56,72 @@ class Nursery:
         os.close(commands_in)
         os.close(events_out)
         os.set_blocking(self.events, False)
+        os.set_blocking(commands, False)
         self._commands = commands
         self._rest = b""
+        self._heard = self._listened = time.monotonic()
+        self._asked = False
         self.alive = True
+        self.loaded = False
 
     def command(self, do: str, **details: Any) -> None:
         """Send a command; nothing happens when the zygote is gone, which ``read`` then tells."""
         data = (json.dumps({"do": do, **details}) + "\n").encode()
-        try:
-            while data:
-                data = data[os.write(self._commands, data) :]
-        except BrokenPipeError:
-            self.alive = False
-
-    def read(self) -> list[dict[str, Any]]:
-        """The events that have arrived; sets ``alive`` to False when the zygote is gone."""
-        while True:
+        while data and self.alive:
             try:
-                data = os.read(self.events, 1 << 20)
-            except BlockingIOError:
-                break
-            if not data:
+                data = data[os.write(self._commands, data) :]
+            except BlockingIOError:  # it may itself be waiting for its events to be taken
+                select.select([self.events], [self._commands], [], 0.5)
+                self._take()
+                self._watch(self._patience)
+            except BrokenPipeError:
                 self.alive = False
-                break
-            self._rest += data
+
+    def read(self, patience: float | None = None) -> list[dict[str, Any]]:
+        """The events that have arrived; sets ``alive`` to False when the zygote is gone."""
+        self._take()
+        self._watch(self._patience if patience is None else patience)
         *lines, self._rest = self._rest.split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def await_ready(self, of: str, seconds: float = 300.0) -> None:
-        """Wait until the zygote has done something. Raises FedgeError when it failed or is gone."""
-        import select
+    def _take(self) -> None:
+        while self.alive:
+            try:
+                data = os.read(self.events, 1 << 20)
+            except BlockingIOError:
+                return
+            if not data:
+                self.alive = False
+            self._rest += data
+            self._heard, self._asked = time.monotonic(), False
 
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            select.select([self.events], [], [], 1.0)
-            for event in self.read():
+    def _watch(self, patience: float) -> None:
+        """Ask a silent zygote for a sign of life, and kill one that gives none. While nobody listened, none was due."""
+        now = time.monotonic()
+        away, self._listened = now - self._listened, now
+        if away > 1.0:
+            self._heard = max(self._heard, now - patience / 2)
+        if self.alive and now - self._heard > patience:
+            self.process.kill()
+        elif self.alive and now - self._heard > patience / 3 and not self._asked:
+            self._asked = True
+            self.command("ping")
+
+    def await_ready(self, of: str, seconds: float = 300.0) -> None:
+        """Wait until the zygote has done something; one that needs longer is killed.
+
+        Raises FedgeError when it failed, ZygoteGone when it is gone.
+        """
+        self._heard = time.monotonic()
+        while True:
+            select.select([self.events], [], [], 0.5)
+            for event in self.read(patience=seconds):
                 if event["is"] == "failed":
                     raise FedgeError(f"the device process could not prepare: {event['message']}")
                 if event["is"] == "ready" and event["of"] == of:
                     return
             if not self.alive:
-                raise FedgeError(f"the zygote died while preparing; see {self._log}")
-        raise FedgeError(f"the zygote did not get ready within {seconds:.0f} s; see {self._log}")
+                raise ZygoteGone(f"the zygote died while preparing; see {self._log}")
 
     def close(self) -> None:
         """End the zygote, and with it every device that is left."""

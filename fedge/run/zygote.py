@@ -6,9 +6,10 @@ one JSON event a line:
     {"do": "load", …}    take up the model and the data of the run
     {"do": "stage", …}   take up a stage: its brief and, from the second on, the tensors of its base
     {"do": "fork", …}    fork a device
+    {"do": "ping"}       say that it is here
     {"do": "quit"}
 
-    {"is": "ready" | "forked" | "ended" | "failed", …}
+    {"is": "ready" | "forked" | "ended" | "failed" | "here", …}
 
 It is exec'd with one thread for every maths library, because a child that is forked after a parallel region hangs.
 """
@@ -77,6 +78,8 @@ class Zygote:
                 self._stage(command)
             elif command["do"] == "fork":
                 self._fork(command)
+            elif command["do"] == "ping":
+                self.tell("here")
         except FedgeError as error:
             self.tell("failed", message=str(error))
         except Exception as error:

@@ -94,8 +94,8 @@ class Diverges(Alone):
 class Struck(Remembers):
     """In round 1 something happens to the process of phone-01, once: ``how`` says what, ``once`` is made by it.
 
-    kill, stop: signals 9 and 19 to the device itself. zygote: signal 9 to its parent. launcher: signal 9 to the
-    process whose pid is in the file ``once`` + '.launcher'.
+    kill, stop: signals 9 and 19 to the device itself. zygote, frozen zygote: the same to its parent. launcher: signal 9
+    to the process whose pid is in the file ``once`` + '.launcher'.
     """
 
     how: str = "kill"
@@ -104,8 +104,8 @@ class Struck(Remembers):
     def client(self, dev: Device, down: Payload) -> Payload:
         if dev.name == "phone-01" and dev.round == 1 and self.once and not Path(self.once).exists():
             Path(self.once).touch()
-            victim = {"zygote": os.getppid(), "launcher": self._launcher()}.get(self.how, os.getpid())
-            os.kill(victim, signal.SIGSTOP if self.how == "stop" else signal.SIGKILL)
+            victim = {"launcher": self._launcher()}.get(self.how, os.getppid() if "zygote" in self.how else os.getpid())
+            os.kill(victim, signal.SIGSTOP if self.how in ("stop", "frozen zygote") else signal.SIGKILL)
             time.sleep(30)
         return super().client(dev, down)
 

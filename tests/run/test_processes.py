@@ -14,6 +14,7 @@ import pytest
 
 from fedge.run.folder import RunFolder
 from tests.run.conftest import processes_left, sha, stage
+from tools.chaos.victims import zygotes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 ROOT = Path(__file__).parents[2]
@@ -89,10 +90,10 @@ def test_processes_at_any_number_of_slots_give_what_inline_gives(slots, federati
     assert not (only_run(tmp_path) / "launcher.json").exists()
 
 
-@pytest.mark.parametrize("how", ["kill", "stop", "zygote"])
+@pytest.mark.parametrize("how", ["kill", "stop", "zygote", "frozen zygote"])
 def test_a_death_in_the_middle_of_a_round_changes_nothing(how, federation, inline, command, tmp_path):
     mark = tmp_path / "struck"
-    heartbeat = 2 if how == "stop" else 30
+    heartbeat = 2 if how in ("stop", "frozen zygote") else 30
     expected = calm(inline, federation(stage("Struck", 3)), tmp_path)
     path = federation(stage("Struck", 3, how=how, once=f"'{mark}'"), heartbeat=heartbeat)
     code, out, err = command("up", path, "--runs", tmp_path / "runs", "--json")
@@ -100,12 +101,26 @@ def test_a_death_in_the_middle_of_a_round_changes_nothing(how, federation, inlin
     assert mark.exists()
     assert json.loads(out)["model_sha256"] == expected
     died = events(only_run(tmp_path), "died")
-    if how == "zygote":
+    if "zygote" in how:
         assert {event["device"] for event in died} == {f"phone-0{i}" for i in range(4)}
         assert "the zygote died; starting another" in err
     else:
         assert [event["device"] for event in died] == ["phone-01"]
         assert died[0]["detail"] == "killed by signal 9"
+
+
+def test_a_zygote_killed_while_it_gets_ready_is_replaced(federation, inline, command, tmp_path):
+    path = federation(stage("Alone", 2))
+    expected = calm(inline, path, tmp_path)
+    child = command("up", path, "--runs", tmp_path / "runs", "--json", wait=False)
+    assert "data: reading" in child.stderr.readline()
+    zygote = zygotes(child.pid)
+    assert len(zygote) == 1
+    zygote[0].kill()
+    out, err = child.communicate(timeout=240)
+    assert child.returncode == 0, err
+    assert "the zygote died; starting another" in err
+    assert json.loads(out)["model_sha256"] == expected
 
 
 def test_a_launcher_killed_by_signal_9_is_resumed_to_the_same_model(federation, inline, command, tmp_path):
@@ -121,7 +136,7 @@ def test_a_launcher_killed_by_signal_9_is_resumed_to_the_same_model(federation, 
     left = json.loads((folder / "launcher.json").read_text())
     assert left["pid"] == child.pid
     assert Path(left["scratch"]).is_dir()
-    assert Path(left["hub"]).is_dir()
+    assert Path(left["scratch"], "hub").is_socket()
     if left["groups"]:
         assert Path(left["groups"]).is_dir()
     code, out, err = command("up", "--resume", folder, "--json")

@@ -215,29 +215,29 @@ def test_a_run_that_is_done_stays_as_it_is(federation, inline, tmp_path):
         assert again.summary[key] == run.summary[key]
 
 
-def test_leftovers_of_a_killed_launcher_are_cleared(federation, inline, tmp_path):
+@pytest.mark.parametrize(("name", "ours"), [("fedge-run-x", True), ("mine", False)])
+def test_leftovers_of_a_killed_launcher_are_cleared(name, ours, federation, inline, tmp_path):
     path = federation(stage("bitfit", 1))
     with pytest.raises(Stopped):
         inline(path, stop_at("stage 0"))
     folder = next((tmp_path / "runs").iterdir())
     assert not (folder / "launcher.json").exists()
-    scratch, mine = tmp_path / "fedge-run-x", tmp_path / "mine"
-    for place in (scratch, mine):
-        place.mkdir()
+    scratch = tmp_path / name
+    for place in (scratch, folder / ".model-abc", folder / "export" / ".exit-1-abc-old"):
+        place.mkdir(parents=True)
         (place / "file").touch()
     (folder / "checkpoints" / ".run.checkpoint.abc").touch()
-    record = {"pid": 1 << 22, "started": 1, "scratch": str(scratch), "hub": str(mine), "groups": str(mine)}
+    record = {"pid": 1 << 22, "started": 1, "scratch": str(scratch), "groups": str(scratch)}
     (folder / "launcher.json").write_text(json.dumps(record))
     sha(resume(inline, tmp_path))
-    assert not scratch.exists()
-    assert (mine / "file").exists(), "what has another name is not ours"
+    assert scratch.exists() is not ours, "what has another name is not ours"
     assert not list(folder.rglob(".*"))
 
 
 def test_a_run_whose_launcher_lives_is_left_alone(federation, inline, tmp_path):
     run = inline(federation(stage("bitfit", 1)))
     own = {"pid": os.getpid(), "started": process.start_time(os.getpid())}
-    (run.folder / "launcher.json").write_text(json.dumps({**own, "scratch": "/x", "hub": None, "groups": None}))
+    (run.folder / "launcher.json").write_text(json.dumps({**own, "scratch": "/x", "groups": None}))
     with pytest.raises(FedgeError, match=re.escape(f"is still under way, as process {os.getpid()}")):
         inline(None, resume=run.folder)
     assert (run.folder / "launcher.json").exists()

@@ -1,0 +1,285 @@
+"""One run of a federation, struck at given moments and resumed as often as its launcher dies, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fedge
+from fedge.emulation import folder as groups
+from fedge.errors import FedgeError
+from fedge.run.folder import RunFolder
+from tools.chaos.victims import marked, strike
+
+#: Seconds between two looks at a run, and those that the kernel and cgroups get to clear away the dead.
+LOOK, GRACE = 0.01, 10.0
+#: What must be equal in the stages' records besides the model; peaks of memory are measured, not computed.
+_SAME = ("stage", "method", "rounds", "metrics", "devices", "lost", "virtual_s", "bytes_up", "bytes_down", "energy_j")
+
+
+@dataclass(frozen=True)
+class Blow:
+    """When to strike, in seconds of the run's own time, and the kinds of victims in the order to look for them.
+
+    A run's own time passes while a launcher holds its folder, and not while a launcher is still being imported.
+    """
+
+    moment: float
+    kinds: tuple[str, ...]
+
+
+@dataclass
+class Struck:
+    """A blow that was dealt. reached: rounds done by then. last: the run's last line of progress."""
+
+    moment: float
+    victim: str
+    name: str
+    reached: str
+    last: str
+
+
+@dataclass
+class Trial:
+    """How a run ended. outcome: 'same', 'differs', 'failed', 'hung' or 'left' (something was left behind).
+
+    seconds: from the first launcher's start. own: seconds of the run's own time, see ``Blow``.
+    """
+
+    outcome: str
+    seconds: float
+    own: float = 0.0
+    struck: list[Struck] = field(default_factory=list)
+    resumes: int = 0
+    detail: str = ""
+    model_sha256: str | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger's row; the stages are compared and not kept."""
+        kept = {key: value for key, value in asdict(self).items() if key != "stages"}
+        return {**kept, "seconds": round(self.seconds, 2), "own": round(self.own, 2)}
+
+
+class Run:
+    """A run in ``place``, which must be new and have a short path: sockets lie below it."""
+
+    def __init__(self, federation: str, settings: Sequence[str], place: Path):
+        self._first = ["up", federation, *(word for one in settings for word in ("--set", one))]
+        self._place = place
+        self._runs = place / "runs"
+        self._temporary = place / "t"
+        self._temporary.mkdir(parents=True)
+        self._launchers: list[subprocess.Popen[bytes]] = []
+        self._seen: set[str] = set()
+        self._struck: list[Struck] = []
+        self._slain: set[int] = set()
+        self._own = 0.0
+
+    def undergo(
+        self,
+        blows: Sequence[Blow],
+        chance: random.Random,
+        limit: float,
+        *,
+        like: Trial | None = None,
+        from_start: bool = False,
+    ) -> Trial:
+        """Run to the end, dealing ``blows``; ``limit`` in seconds. ``like``: the undisturbed run, to compare with.
+
+        from_start: the run's own time passes from each launcher's start.
+        """
+        began = time.monotonic()
+        left = sorted(blows, key=lambda blow: blow.moment)
+        try:
+            code = None
+            while code is None and time.monotonic() - began < limit:
+                launcher = self._launch()
+                while launcher.poll() is None and time.monotonic() - began < limit:
+                    if left and self._own >= left[0].moment:
+                        self._strike(left.pop(0), launcher, chance)
+                    looked = time.monotonic()
+                    held = from_start or self._is_held(launcher)
+                    time.sleep(LOOK)
+                    self._own += (time.monotonic() - looked) * held
+                if launcher.returncode is not None and not self._has_killed(launcher):
+                    code = launcher.returncode
+                elif launcher.returncode is not None and (orphans := self._await_gone()):
+                    return self._ended("left", began, f"outlives its launcher: {', '.join(orphans)}")
+            if code is None:
+                return self._ended("hung", began, f"not done after {limit:.0f} s: {self._last_line()}")
+            if code != 0:
+                return self._ended("failed", began, f"exit code {code}: {self._last_line()}")
+            return self._judge(began, like)
+        finally:
+            self._tidy()
+
+    # -- while it runs -----------------------------------------------------------------------------------------------
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """Start the run, or go on with it as soon as there is something to go on from."""
+        folder = self._folder()
+        words = [*self._first, "--runs", str(self._runs)] if folder is None else ["up", "--resume", str(folder.path)]
+        roots = (str(Path(fedge.__file__).parents[1]), os.environ.get("PYTHONPATH"))
+        environment = {
+            **os.environ,
+            "TMPDIR": str(self._temporary),
+            "TORCHINDUCTOR_CACHE_DIR": str(self._place / "torch"),  # a cache of torch's own is no leftover of ours
+            "PYTHONPATH": os.pathsep.join(root for root in roots if root),
+        }
+        with (self._place / "out.json").open("wb") as out, (self._place / "progress.log").open("ab") as log:
+            launcher = subprocess.Popen(
+                [sys.executable, "-m", "fedge", *words, "--json"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the campaign
+            )
+        self._launchers.append(launcher)
+        return launcher
+
+    def _strike(self, blow: Blow, launcher: subprocess.Popen[bytes], chance: random.Random) -> None:
+        reached, last = self._reached(), self._last_line()
+        victim = strike(launcher.pid, blow.kinds, chance)
+        if victim is not None:
+            self._slain.add(victim.pid)
+            self._struck.append(Struck(round(self._own, 3), victim.kind, victim.name, reached, last))
+
+    def _has_killed(self, launcher: subprocess.Popen[bytes]) -> bool:
+        """Whether this launcher has died of our signal; one that was quicker has ended of itself."""
+        return launcher.returncode == -signal.SIGKILL and launcher.pid in self._slain
+
+    def _folder(self) -> RunFolder | None:
+        """The run's folder, once it can be resumed."""
+        found = sorted(self._runs.glob("*/resolved.yaml")) if self._runs.is_dir() else []
+        return RunFolder(found[-1].parent) if found else None
+
+    def _is_held(self, launcher: subprocess.Popen[bytes]) -> bool:
+        """Whether this launcher has a run's folder; what it has beside it on the host is noted, to be missed later."""
+        folder = self._folder()
+        if folder is None:
+            return False
+        try:
+            told = folder.read_json("launcher.json")
+        except (OSError, ValueError):
+            return False
+        self._seen |= {value for value in told.values() if isinstance(value, str) and value.startswith("/")}
+        return bool(told["pid"] == launcher.pid)
+
+    def _reached(self) -> str:
+        folder = self._folder()
+        if folder is None:
+            return "start"
+        rounds = [line for line in folder.read_lines("metrics.jsonl") if line["round"] is not None]
+        return f"stage {rounds[-1]['stage_index']} round {rounds[-1]['round'] + 1}" if rounds else "before round 1"
+
+    def _last_line(self) -> str:
+        lines = (self._place / "progress.log").read_text(errors="replace").splitlines()
+        return lines[-1] if lines else ""
+
+    # -- in the end --------------------------------------------------------------------------------------------------
+
+    def _judge(self, began: float, like: Trial | None) -> Trial:
+        """Compare a run that says it is done with the undisturbed one, and look for what it left."""
+        seconds = time.monotonic() - began
+        summary = json.loads((self._place / "out.json").read_text())
+        trial = Trial("same", seconds, self._own, self._struck, len(self._launchers) - 1)
+        trial.model_sha256 = summary["model_sha256"]
+        trial.stages = [{key: stage[key] for key in _SAME} for stage in summary["stages"]]
+        if summary["status"] != "done":
+            trial.outcome, trial.detail = "failed", f"exit code 0, but status {summary['status']}"
+        elif like is not None and trial.model_sha256 != like.model_sha256:
+            trial.outcome, trial.detail = "differs", f"model_sha256 {trial.model_sha256}"
+        elif like is not None and trial.stages != like.stages:
+            trial.outcome, trial.detail = "differs", f"the same model, but {_difference(trial.stages, like.stages)}"
+        elif twice := self._recorded_twice():
+            trial.outcome, trial.detail = "differs", f"metrics.jsonl holds twice: {twice}"
+        elif left := self._leftovers():
+            trial.outcome, trial.detail = "left", f"left behind: {', '.join(left)}"
+        return trial
+
+    def _ended(self, outcome: str, began: float, detail: str) -> Trial:
+        return Trial(outcome, time.monotonic() - began, self._own, self._struck, len(self._launchers) - 1, detail)
+
+    def _recorded_twice(self) -> str:
+        folder = self._folder()
+        assert folder is not None
+        seen = set()
+        for line in folder.read_lines("metrics.jsonl"):
+            place = (line["stage_index"], line["round"], line.get("device"))
+            if place in seen:
+                return str(place)
+            seen.add(place)
+        return ""
+
+    def _leftovers(self) -> list[str]:
+        """Processes, groups, sockets, scratch and unfinished files that are still there after a grace."""
+        left = self._await_gone()
+        left += [str(path) for path in self._groups()]
+        left += [str(path) for path in self._temporary.iterdir()]
+        left += [path for path in sorted(self._seen) if Path(path).exists()]
+        if (folder := self._folder()) is not None:
+            left += [str(path) for path in folder.path.rglob(".*")]
+            left += [str(folder.file("launcher.json"))] if folder.file("launcher.json").exists() else []
+        return list(dict.fromkeys(left))
+
+    def _await_gone(self) -> list[str]:
+        """Wait until no process of this run is left; those that stay, as pid and name."""
+        end = time.monotonic() + GRACE
+        while found := marked(str(self._temporary)):
+            if time.monotonic() > end:
+                return [f"process {one.pid} ({one.info['name']})" for one in found]
+            time.sleep(0.05)
+        return []
+
+    def _groups(self) -> Iterator[Path]:
+        """Groups that carry the pid of one of this run's launchers, anywhere in the host's cgroups."""
+        mine = tuple(f"-{launcher.pid}" for launcher in self._launchers)
+        for mount, _, _ in groups.all_mounts():
+            for top, inner, _ in os.walk(mount.point):
+                yield from (Path(top, name) for name in inner if name.startswith(groups.PREFIX) and name.endswith(mine))
+
+    def _tidy(self) -> None:
+        """End what is left of this run, whatever came of it, so that the next one finds the host as it was."""
+        for launcher in self._launchers:
+            if launcher.poll() is None:
+                launcher.kill()
+            launcher.wait()
+        for one in marked(str(self._temporary)):
+            with suppress(Exception):
+                one.kill()
+        for group in list(self._groups()):
+            for path in [*group.iterdir(), group]:
+                if path.is_dir():
+                    groups.remove(path)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _difference(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} stages, not {len(expected)}"
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        for key in _SAME:
+            if one[key] != other[key]:
+                return f"stage {number} has {key} {one[key]}, not {other[key]}"
+    return "the same stages"
+
+
+def undisturbed(federation: str, settings: Sequence[str], place: Path, limit: float, from_start: bool) -> Trial:
+    """Run once without a blow. Raises FedgeError when that doesn't end as it should."""
+    trial = Run(federation, settings, place).undergo((), random.Random(0), limit, from_start=from_start)
+    if trial.outcome != "same":
+        raise FedgeError(f"undisturbed, the federation {trial.outcome}: {trial.detail}", hint=f"see {place}")
+    return trial
