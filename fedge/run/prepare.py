@@ -151,7 +151,12 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
         optimizer = ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau)
         codecs = _at(spec, f"stages.{stage.index}.codec", partial(chain, stage.codec))
         setting = Setting(
-            prepared.loaded.model, prepared.data.task, prepared.largest(), prepared.data.public, optimizer, codecs
+            prepared.loaded.model,
+            prepared.data.task,
+            prepared.largest(),
+            prepared.data.public,
+            optimizer,
+            chain=codecs,
         )
         told = partial(_tell, say, stage.stage)
         menu = _at(spec, f"stages.{stage.index}.method", partial(menu_of, method, variants, setting, told))
