@@ -36,7 +36,7 @@ def picture(snapshot: Snapshot | None, passing: str, columns: int, now: float) -
     if snapshot is None:
         return [_line([("fedge is starting", "bold")], columns)]
     lines = [_where(snapshot, columns)]
-    if snapshot.phase in ("preparing", "planning", "baselines") or not snapshot.round:
+    if snapshot.phase in ("preparing", "planning"):
         lines += [_line([(passing, "dim")], columns)] if passing else []
     if snapshot.stage is not None and snapshot.devices:
         lines.append(_devices(snapshot, columns))
@@ -90,10 +90,9 @@ def _busy(snapshot: Snapshot, columns: int) -> Text | None:
     names = [device.name for device in snapshot.devices if device.state == "computing"]
     if not names:
         return None
-    head, shown = "computing: ", spans(names)
-    if cell_len(head + shown) > columns:
-        shown = shortened(shown, columns - cell_len(head))
-    return Text(head, "dim").append(shown, "green")
+    head = "computing: "
+    room = columns - cell_len(head)
+    return Text(head, "dim").append(shortened(spans(names), room), "green") if room >= _SHORTEST else None
 
 
 def _figure(snapshot: Snapshot, columns: int) -> Text:
