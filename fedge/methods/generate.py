@@ -46,7 +46,7 @@ def catalogue(
             raise ValueError(
                 f"alias '{alias}' leads to '{key}': " + ("it is a key itself" if alias in built else "not built")
             )
-    methods = [_built(key, target, aliases, rows) for key, target in built.items()]
+    methods = [built_row(key, target, aliases, rows) for key, target in built.items()]
     for row in survey:
         if row["key"] not in built and row["key"] not in aliases:
             methods.append(_known(row, methods[: len(built)]))
@@ -57,7 +57,8 @@ def text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _built(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str, Any]) -> dict[str, Any]:
+def built_row(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's row of the catalogue; imports it. TypeError or ValueError for fields that YAML can't hold."""
     module, _, name = target.partition(":")
     made = getattr(import_module(module), name)
     card = made.card
@@ -83,6 +84,8 @@ def _built(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[str,
         "alternatives": list(card.alternatives),
         "family": card.family,
         "final": card.final,
+        "roles": list(card.roles),
+        "waives": dict(card.waives),
         "fields": fields,
         "nearest": key,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, fields
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from fedge.core.method import Method
@@ -29,7 +30,7 @@ def make(key: str, options: dict[str, Any] | None = None) -> Method:
 
 
 def _maker(key: str) -> Any:
-    target = key if ":" in key else BUILT.get(ALIASES.get(key, key))
+    target = key if ":" in key else BUILT.get(ALIASES.get(key, key)) or _installed(key)
     if target is None:
         hint = nearest(key, [*BUILT, *ALIASES])
         raise ConfigError(f"method '{key}' is not built" + (f" ({hint})" if hint else ""))
@@ -38,6 +39,12 @@ def _maker(key: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"method '{key}': {error}") from error
+
+
+def _installed(key: str) -> str | None:
+    """Where another package's method of this key lies (``fedge.spec.installed`` says what is wrong with others)."""
+    targets = {point.value for point in entry_points(group="fedge.methods", name=key)}
+    return targets.pop() if len(targets) == 1 else None
 
 
 def describe(method: Method) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fedge.codecs.make import describe as described
@@ -22,6 +21,7 @@ from fedge.methods.make import describe, make
 from fedge.methods.tuning import Tuning
 from fedge.plan.choose import Offer
 from fedge.plan.trace import Setting, trace
+from fedge.spec.cache import cache_folder
 from fedge.spec.federation import FederationSpec
 from fedge.spec.stage import StageSpec
 
@@ -136,14 +136,6 @@ def cached(method: Method, variant: Method, setting: Setting) -> Cost:
     except OSError:
         pass  # a cache that can't be written costs time and nothing else
     return cost
-
-
-def cache_folder() -> Path:
-    """Where fedge keeps what can be computed again: $FEDGE_CACHE, or fedge's folder in the user's cache."""
-    told = os.environ.get("FEDGE_CACHE")
-    if told:
-        return Path(told)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedge"
 
 
 def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:

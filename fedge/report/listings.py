@@ -19,7 +19,7 @@ def methods_table(stage: str | None = None, built: bool = False) -> Listing:
     """Every method known, those that are built first, then in the order of stages and paths."""
     order = ("train", "customize", "deploy")
     found = [m for m in catalogues.load().methods if (stage is None or stage in m.stages) and (m.built or not built)]
-    found.sort(key=lambda m: (not m.built, min(order.index(s) for s in m.stages), m.path, m.key))
+    found.sort(key=lambda m: (not m.built, min((order.index(s) for s in m.stages), default=len(order)), m.path, m.key))
     rows = [_method_row(info) for info in found]
 
     def show() -> None:
@@ -28,7 +28,7 @@ def methods_table(stage: str | None = None, built: bool = False) -> Listing:
                 **row,
                 "path": info.path if info.path.startswith(order) else f"{info.path} ({row['stage']})",
                 "stars": _stars(info),
-                "built": "yes" if info.built else f"no; near: {info.nearest}" if info.nearest else "no",
+                "built": _built(info),
             }
             for row, info in zip(rows, found, strict=True)
         ]
@@ -55,7 +55,17 @@ def _method_row(info: MethodInfo) -> dict[str, Any]:
         "paper": info.paper,
         "summary": info.summary,
         "nearest": info.nearest if not info.built else None,
+        "package": info.package,
+        "refused": info.refused,
     }
+
+
+def _built(info: MethodInfo) -> str:
+    if info.refused is not None:
+        return f"no; {info.refused}"
+    if info.built:
+        return f"yes, by {info.package}" if info.package else "yes"
+    return f"no; near: {info.nearest}" if info.nearest else "no"
 
 
 def _stars(info: MethodInfo) -> str | None:
@@ -86,8 +96,12 @@ def method_card(word: str) -> Listing:
             ("paper", info.paper or info.citation),
             ("also called", row["aliases"]),
             ("leaves the device", "; ".join(info.leaves)),
+            ("in the roles", ", ".join(info.roles)),
+            ("does not hold", "; ".join(f"{name}: {why}" for name, why in info.waives.items())),
             ("unlike the paper", "; ".join(info.deviations)),
             ("tasks", ", ".join(info.tasks)),
+            ("package", info.package),
+            ("can't be used", info.refused),
             ("not built; nearest", row["nearest"]),
         ):
             if text:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,8 +93,13 @@ class MethodInfo:
     alternatives: tuple[str, ...] = ()
     family: str | None = None
     final: str | None = None
+    roles: tuple[str, ...] = ()
+    waives: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, OptionInfo] = field(default_factory=dict)
     nearest: str | None = None
+    #: The package that brings it, where that is not fedge, and why it can't be used.
+    package: str | None = None
+    refused: str | None = None
 
     def defaults(self) -> dict[str, Any]:
         return {name: option.default for name, option in self.fields.items() if not option.required}
@@ -156,13 +161,22 @@ def from_json(document: Mapping[str, Any]) -> Catalogue:
 
 @cache
 def load(path: Path = FILE) -> Catalogue:
-    """Read the catalogue once; no method is imported."""
-    return from_json(json.loads(path.read_text(encoding="utf-8")))
+    """Read the catalogue once, and with fedge's own what other packages bring; no method is imported."""
+    from fedge.spec.installed import installed
+
+    own = from_json(json.loads(path.read_text(encoding="utf-8")))
+    taken = {name for info in own.methods for name in (info.key, *info.aliases)}
+    return replace(own, methods=(*own.methods, *installed(taken)))
 
 
 def find(word: str) -> MethodInfo | None:
     """The method of this key or alias in fedge's own catalogue."""
     return load().find(word)
+
+
+def info_of(row: Mapping[str, Any]) -> MethodInfo:
+    """One method from its row of the catalogue."""
+    return _info(MethodInfo, row)
 
 
 def _tuples(value: Any) -> Any:

@@ -337,7 +337,9 @@ class _Reader:
                 hint = f"fields stand in braces: {{{call[1]}: {{{call[2]}: {call[3]}}}}}"
             self.source.report(at, f"no method '{word}'", hint=hint)
             return word, None
-        if not info.built:
+        if info.refused is not None:
+            self.source.report(at, f"'{word}' of the package {info.package} can't be used: {info.refused}")
+        elif not info.built:
             near = f"the nearest one built is '{info.nearest}'" if info.nearest else None
             self.source.report(at, f"'{word}' ({info.name}) is known but not built", hint=near)
         elif self.stage not in info.stages:

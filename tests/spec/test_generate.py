@@ -24,6 +24,7 @@ class _Card:
     name, summary, paper, path = "Own", "does it", "A 2020", "customize/fine-tune/lora (mine)"
     stages, leaves, deviations, tasks, alternatives = ("customize",), ("factors",), (), ("causal-lm",), ()
     stars, family, final = None, "tensors", "plain"
+    roles, waives = ("delta",), ()
 
 
 @pytest.fixture
