@@ -95,8 +95,8 @@ def up(
     can't be had, Interrupted after Ctrl-C, MethodError for a method's own failure; the run folder says the same.
     """
     if options.resume is not None:
+        clear(RunFolder(options.resume), say)  # also where the launcher was killed before there was anything to resume
         folder = RunFolder.open(options.resume)
-        clear(folder, say)
         spec = load_federation(folder.file("resolved.yaml"))
     else:
         folder = None

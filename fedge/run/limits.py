@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from fedge.spec.federation import FederationSpec
 
 _FILE = "launcher.json"
 _PREFIX = "fedge-"
+#: Files and folders that were being written beside their place: a name of chance, or the pid of the writer.
+_UNFINISHED = re.compile(r"\..+([.-][a-z0-9_]{8}(-old)?|\.\d+)")
 
 Say = Callable[[str], None]
 
@@ -124,7 +127,9 @@ def clear(folder: RunFolder, say: Say) -> None:
             say(f"not cleared, because processes are left in them: {', '.join(busy)}")
     _remove(Path(left["scratch"]))
     for beside in (folder.path, folder.file("checkpoints"), folder.file("export")):
-        for path in beside.glob(".*"):  # files and folders that were being written
+        for path in beside.glob(".*"):
+            if not _UNFINISHED.fullmatch(path.name):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

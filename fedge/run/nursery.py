@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedge.errors import FedgeError
 
 #: One thread for every maths library: a child forked after a parallel region hangs for ever.
@@ -101,11 +103,19 @@ class Nursery:
         away, self._listened = now - self._listened, now
         if away > 1.0:
             self._heard = max(self._heard, now - patience / 2)
-        if self.alive and now - self._heard > patience:
+        silent = now - self._heard
+        if self.alive and (silent > patience or (silent > self._patience and self._frozen())):
             self.process.kill()
-        elif self.alive and now - self._heard > patience / 3 and not self._asked:
+        elif self.alive and silent > patience / 3 and not self._asked:
             self._asked = True
             self.command("ping")
+
+    def _frozen(self) -> bool:
+        """Whether a signal has stopped it: then it does not help to wait, whatever it was told to do."""
+        try:
+            return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
 
     def await_ready(self, of: str, seconds: float = 300.0) -> None:
         """Wait until the zygote has done something; one that needs longer is killed.

@@ -74,6 +74,15 @@ def test_a_zygote_that_does_not_get_ready_is_killed(nursery):
     assert one.process.wait() == -signal.SIGKILL
 
 
+def test_one_that_is_frozen_while_it_gets_ready_is_not_waited_for_long(nursery):
+    one = nursery("tell(**{'is': 'forked'}); time.sleep(600)", patience=0.5)
+    while not one.read():
+        time.sleep(0.01)
+    os.kill(one.process.pid, signal.SIGSTOP)
+    with pytest.raises(ZygoteGone, match="died while preparing"):
+        one.await_ready("imports", seconds=300.0)
+
+
 def test_one_that_dies_while_it_is_told_much(nursery):
     one = nursery("time.sleep(0.5)")
     one.command("stage", brief="x" * (1 << 20))

@@ -223,15 +223,27 @@ def test_leftovers_of_a_killed_launcher_are_cleared(name, ours, federation, inli
     folder = next((tmp_path / "runs").iterdir())
     assert not (folder / "launcher.json").exists()
     scratch = tmp_path / name
-    for place in (scratch, folder / ".model-abc", folder / "export" / ".exit-1-abc-old"):
+    for place in (scratch, folder / ".model-a1_bcdef", folder / "export" / ".exit-1-a1_bcdef-old", folder / ".git"):
         place.mkdir(parents=True)
         (place / "file").touch()
-    (folder / "checkpoints" / ".run.checkpoint.abc").touch()
+    (folder / "checkpoints" / ".run.checkpoint.abcdefgh").touch()
+    (folder / ".progress.json.4242").touch()
     record = {"pid": 1 << 22, "started": 1, "scratch": str(scratch), "groups": str(scratch)}
     (folder / "launcher.json").write_text(json.dumps(record))
     sha(resume(inline, tmp_path))
     assert scratch.exists() is not ours, "what has another name is not ours"
-    assert not list(folder.rglob(".*"))
+    assert [path.name for path in folder.rglob(".*")] == [".git"], "nor is what a user put there"
+
+
+def test_a_run_that_was_killed_before_it_began_is_cleared(inline, tmp_path):
+    scratch = tmp_path / "fedge-run-x"
+    scratch.mkdir()
+    record = {"pid": 1 << 22, "started": 1, "scratch": str(scratch), "groups": None}
+    (tmp_path / "launcher.json").write_text(json.dumps(record))
+    with pytest.raises(MissingError, match="is not a run's folder"):
+        inline(None, resume=tmp_path)
+    assert not scratch.exists()
+    assert not (tmp_path / "launcher.json").exists()
 
 
 def test_a_run_whose_launcher_lives_is_left_alone(federation, inline, tmp_path):

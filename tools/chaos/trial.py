@@ -20,6 +20,7 @@ import fedge
 from fedge.emulation import folder as groups
 from fedge.errors import FedgeError
 from fedge.run.folder import RunFolder
+from fedge.run.limits import clear
 from tools.chaos.victims import marked, strike
 
 #: Seconds between two looks at a run, and those that the kernel and cgroups get to clear away the dead.
@@ -130,6 +131,8 @@ class Run:
     def _launch(self) -> subprocess.Popen[bytes]:
         """Start the run, or go on with it as soon as there is something to go on from."""
         folder = self._folder()
+        for unborn in [] if folder else self._runs.glob("*/launcher.json"):
+            clear(RunFolder(unborn.parent), lambda line: None)  # killed before there was anything to go on from
         words = [*self._first, "--runs", str(self._runs)] if folder is None else ["up", "--resume", str(folder.path)]
         roots = (str(Path(fedge.__file__).parents[1]), os.environ.get("PYTHONPATH"))
         environment = {
