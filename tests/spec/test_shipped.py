@@ -7,7 +7,9 @@ import pytest
 from fedge.errors import ConfigError
 from fedge.spec.catalogue import OptionInfo, load
 from fedge.spec.device import bundled_profiles, load_links, load_profile
+from fedge.spec.federation import load_federation
 from fedge.spec.schema import json_schema
+from fedge.spec.shipped import names, shipped
 
 NEEDED = [
     "pi-zero-2w",
@@ -42,6 +44,15 @@ def test_every_profile_is_whole():
             if basis.startswith("M"):
                 assert profile.sources.get(figure), f"{name}: {figure}"
     assert [name for name, profile in profiles.items() if profile.refused] == ["mcu-m7"]
+
+
+@pytest.mark.parametrize("name", names("federations"))
+def test_a_federation_says_what_it_shows(name):
+    path = shipped("federations") / f"{name}.yaml"
+    comment = path.read_text().partition("\nname: ")[0].splitlines()
+    assert all(line.startswith("# ") for line in comment)
+    assert any(line.startswith("# It shows: ") for line in comment)
+    assert load_federation(path).name == name
 
 
 def test_links():
