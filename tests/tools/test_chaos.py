@@ -105,6 +105,10 @@ def test_figures_and_table():
     assert (found["runs: left"]["value"], found["runs: left"]["holds"]) == (1, False)
     assert found["runs: hung"]["holds"]
     assert [found[f"struck: {kind}"]["value"] for kind in USUAL] == [1, 0, 2]
+    assert (
+        len([line for line in figures(Ledger({**ABOUT, "victims": ["device", "device"]})) if "device" in line["name"]])
+        == 1
+    )
     lines = table(ledger)
     assert any(line.split() == ["device", "stage", "0", "2", "left", "1,", "same", "1"] for line in lines)
     assert lines[-1].startswith("run 2: left: why (struck: device at 1.50 s, stage 0 round 2)")

@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, metavar="S", help="draws moments and victims (0)")
     made.add_argument("--set", action="append", default=[], metavar="K=V", help="override a key, as fedge up does")
     made.add_argument(
-        "--victims", type=_victims, default=USUAL, metavar="A,B", help=f"of {', '.join(KINDS)} (the first three)"
+        "--victims",
+        type=_victims,
+        default=USUAL,
+        metavar="A,B",
+        help=f"of {', '.join(KINDS)} (the first three); twice named is twice as often",
     )
     made.add_argument("--ledger", type=Path, metavar="FILE", help="keep a line for each run here, or go on with them")
     made.add_argument("--keep", type=Path, metavar="DIR", help="move the folders of runs that went wrong here")

@@ -126,7 +126,10 @@ def figures(ledger: Ledger) -> list[dict[str, Any]]:
         count = outcomes[outcome]
         found.append({"name": f"runs: {outcome}", "value": count, "unit": "runs", "goal": "<= 0", "holds": not count})
     struck = Counter(one["victim"] for row in rows for one in row["struck"])
-    found += [{"name": f"struck: {kind}", "value": struck[kind], "unit": "times"} for kind in ledger.about["victims"]]
+    found += [
+        {"name": f"struck: {kind}", "value": struck[kind], "unit": "times"}
+        for kind in dict.fromkeys(ledger.about["victims"])
+    ]
     seconds = [row["seconds"] for row in rows]
     if seconds:
         spread = round(max(seconds) - min(seconds), 2)
@@ -141,7 +144,7 @@ def table(ledger: Ledger) -> list[str]:
     counted: dict[tuple[str, str], Counter[str]] = {}
     for row in ledger.rows:
         for one in row["struck"]:
-            place = one["reached"].split(" round ")[0]
+            place = one["reached"].split(" round ")[0] if one["reached"].startswith("stage") else one["reached"]
             counted.setdefault((one["victim"], place), Counter()).update([row["outcome"]])
     lines = [f"{'victim':15} {'struck in':16} {'times':>5}  the runs ended"]
     for (victim, place), outcomes in sorted(counted.items()):
