@@ -118,8 +118,12 @@ def _logged(folder: RunFolder, say: Say) -> Say:
 
     def both(line: str) -> None:
         say(line)
-        with suppress(FedgeError):  # a full disk, most likely: what matters more will fail of it
+        try:
             folder.append_line(LOG, line)
+        except Interrupted:  # a second Ctrl-C while the first is answered
+            raise
+        except FedgeError:
+            pass  # a full disk, most likely: what matters more will fail of it
 
     return both
 

@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from fedge.spec.federation import FederationSpec
 
 _FILE = "launcher.json"
 _PREFIX = "fedge-"
+#: Seconds that the processes of a killed launcher may take to be gone.
+_DYING = 3.0
 #: Files and folders that were being written beside their place: a name of chance, or the pid of the writer.
 _UNFINISHED = re.compile(r"\..+([.-][a-z0-9_]{8}(-old)?|\.\d+)")
 
@@ -123,6 +126,10 @@ def clear(folder: RunFolder, say: Say) -> None:
         top = Path(left["groups"])
         inner = [str(path) for path in top.iterdir() if path.is_dir()] if top.is_dir() else []
         busy = walls.sweep([*inner, str(top)])
+        end = time.monotonic() + _DYING
+        while busy and time.monotonic() < end:  # devices die with their launcher, a moment later
+            time.sleep(0.05)
+            busy = walls.sweep(busy)
         if busy:
             say(f"not cleared, because processes are left in them: {', '.join(busy)}")
     _remove(Path(left["scratch"]))

@@ -32,7 +32,7 @@ def made(parent, name, status=None, pid=None, started=1, snapshot=True, **left):
     if status is not None:
         folder.write_json("summary.json", {"run": str(folder.path), "status": status})
     if pid is not None:
-        record = {"pid": pid, "started": started, "scratch": None, "hub": None, "groups": None, **left}
+        record = {"pid": pid, "started": started, "scratch": str(parent / "none"), "groups": None, **left}
         folder.write_json("launcher.json", record)
     if snapshot:
         devices = (DeviceAt("d0", "computing"), DeviceAt("d1", "lost"))
