@@ -202,6 +202,24 @@ def methods(
 
 
 @app.command()
+def codecs(
+    codec: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[CODEC]", help="Show this codec's fields."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the codecs that a stage's answers may go through, or show one.
+
+    Example: fedge codecs topk
+    """
+    from fedge.report.listings import codecs_table
+
+    rows, show = codecs_table(codec)
+    print_json(rows) if as_json else show()
+
+
+@app.command()
 def devices(as_json: Json = False) -> None:
     """List the device profiles and link classes that come with fedge.
 

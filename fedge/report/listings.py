@@ -9,7 +9,7 @@ from fedge import units
 from fedge.errors import ConfigError, nearest
 from fedge.report.tables import table
 from fedge.spec import catalogue as catalogues
-from fedge.spec.catalogue import MethodInfo
+from fedge.spec.catalogue import CodecInfo, MethodInfo
 from fedge.spec.device import BASIS, bundled_profiles, load_links
 
 Listing = tuple[dict[str, Any], Callable[[], None]]
@@ -80,10 +80,7 @@ def method_card(word: str) -> Listing:
         hint = nearest(word, [name for m in known.methods for name in (m.key, *m.aliases)])
         raise ConfigError(f"no method '{word}'" + (f" ({hint})" if hint else ""))
     row = _method_row(info)
-    fields = [
-        {"field": name, "type": o.type, "default": _listed(o.default), "doc": o.doc, "choices": list(o.choices)}
-        for name, o in info.fields.items()
-    ]
+    fields = _fields(info)
     document = {**row, "leaves": list(info.leaves), "deviations": list(info.deviations), "tasks": list(info.tasks)}
 
     def show() -> None:
@@ -112,6 +109,50 @@ def method_card(word: str) -> Listing:
             table(shown, {"field": "field", "type": "type", "default": "default", "doc": "what it is"})
 
     return {"methods": [document | {"fields": fields}]}, show
+
+
+def codecs_table(word: str | None = None) -> Listing:
+    """Every codec in the order in which a chain may hold them, or one with its fields. Raises ConfigError."""
+    known = catalogues.load().codecs
+    found = [info for info in known if word in (None, info.key)]
+    if not found:
+        hint = nearest(word or "", [info.key for info in known])
+        raise ConfigError(f"no codec '{word}'" + (f" ({hint})" if hint else ""))
+    rows = [
+        {
+            "key": info.key,
+            "steps": ", ".join(info.steps),
+            "roles": ", ".join(info.roles),
+            "lossless": info.lossless,
+            "fixed": info.fixed,
+            "summary": info.summary,
+            "paper": info.paper,
+            "fields": _fields(info),
+        }
+        for info in found
+    ]
+
+    def show() -> None:
+        if word is None:
+            table(rows, {"key": "codec", "steps": "does", "summary": "what is sent", "roles": "may touch"})
+            print("\na chain goes from top to bottom: transform, sparsify, quantise, entropy; each once for a role")
+            return
+        row = rows[0]
+        print(f"{row['key']}: {row['summary']}")
+        length = "known from the shapes" if row["fixed"] else "depends on the numbers; the plan takes the greatest"
+        for label in ("steps", "roles", "paper"):
+            print(f"  {label}: {row[label]}")
+        print(f"  length: {length}\n")
+        table(row["fields"], {"field": "field", "type": "type", "default": "default", "doc": "what it is"})
+
+    return {"codecs": rows}, show
+
+
+def _fields(info: MethodInfo | CodecInfo) -> list[dict[str, Any]]:
+    return [
+        {"field": name, "type": o.type, "default": _listed(o.default), "doc": o.doc, "choices": list(o.choices)}
+        for name, o in info.fields.items()
+    ]
 
 
 def _listed(value: Any) -> Any:

@@ -14,7 +14,7 @@ from fedge.codecs.randomk import RandomK
 from fedge.codecs.table import BUILT
 from fedge.codecs.zstd import Zstd
 from fedge.errors import ConfigError
-from fedge.testing.codecs import check_codec
+from fedge.testing import check_codec
 
 
 @pytest.mark.parametrize("key", BUILT)
