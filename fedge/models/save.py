@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedge.core.payload import pack, unpack
-from fedge.errors import MethodError
+from fedge.errors import FedgeError, MethodError
 from fedge.models import lora, readme
 from fedge.models.anatomy import anatomy
 from fedge.models.exits import MultiExit
@@ -222,10 +223,16 @@ def _dump(path: Path, value: Any) -> None:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends without an error."""
+    """A temporary folder beside ``folder`` that takes its place when the block ends without an error.
+
+    Raises FedgeError, naming the folder, when the disk is full or the place can't be written to.
+    """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise FedgeError(f"{folder} can't be written: {error.strerror}") from error
     try:
         yield place
         place.chmod(0o755)
@@ -236,6 +243,10 @@ def _whole(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             place.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(place, ignore_errors=True)
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FedgeError(f"{folder} can't be written: {said}") from error
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise

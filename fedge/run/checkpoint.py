@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import torch
 
 from fedge.core.payload import Payload
+from fedge.errors import FedgeError
 from fedge.run.coordinator import Coordinator, Late
 from fedge.run.states import load_state, save_state
 
 _FILE = "run.checkpoint"
+_RESOLVED = "resolved.yaml"
 
 
 @dataclass
@@ -22,6 +25,7 @@ class Checkpoint:
     open: whether the stage has begun, and ``began`` when in emulated time. accounts, state and kept (late answers) are
     the coordinator's. metrics_size: bytes of ``metrics.jsonl`` that belong to what is done. wall_s: seconds spent so
     far. task, classes: what the model does (0 for language modelling). model_sha256, exports: what the last stage left.
+    settings: the digest of the ``resolved.yaml`` that all this belongs to, None where there is none.
     """
 
     stage: int = 0
@@ -40,15 +44,28 @@ class Checkpoint:
     classes: int = 0
     model_sha256: str | None = None
     exports: list[dict[str, Any]] = field(default_factory=list)
+    settings: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write it as the run's checkpoint."""
+        self.settings = _settings(folder)
         save_state(dict(vars(self)), folder / _FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """The run's checkpoint, or one of a run that has not begun."""
-        return cls(**load_state(folder / _FILE)) if (folder / _FILE).exists() else cls()
+        """The run's checkpoint, or one of a run that has not begun.
+
+        Raises FedgeError when it is damaged, or the run's settings were changed since.
+        """
+        if not (folder / _FILE).exists():
+            return cls()
+        found = cls(**load_state(folder / _FILE))
+        if found.settings != _settings(folder):
+            raise FedgeError(
+                f"{folder.parent / _RESOLVED} was changed since the run began",
+                hint="a resumed run keeps its settings; put them back, or start a run anew",
+            )
+        return found
 
     def note(self, coordinator: Coordinator) -> None:
         """Take over where a stage's coordinator stands."""
@@ -70,6 +87,12 @@ class Checkpoint:
             for device, late in self.kept.items()
         }
         coordinator.refresh()
+
+
+def _settings(folder: Path) -> str | None:
+    """The digest of the resolved federation beside the folder of checkpoints."""
+    path = folder.parent / _RESOLVED
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _bytes(payload: Payload) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -49,7 +50,11 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """An existing run; MissingError when the folder isn't one."""
-        if not (path / "resolved.yaml").is_file():
+        try:
+            there = (path / "resolved.yaml").is_file()
+        except OSError as error:
+            raise MissingError(f"{path} can't be read: {error.strerror}") from error
+        if not there:
             raise MissingError(f"{path} is not a run's folder: it has no resolved.yaml")
         return cls(path)
 
@@ -67,7 +72,11 @@ class RunFolder:
         self.write(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text())
+        """The value of a JSON file; FedgeError when it holds none."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except ValueError as error:
+            raise FedgeError(f"{self.path / name} is damaged: {error}") from error
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add a line to a ``.jsonl`` file in one system call, so that a line is whole or absent."""
@@ -106,17 +115,17 @@ class RunFolder:
                     return
 
 
-def write_whole(path: Path, text: str | bytes | bytearray) -> None:
-    """Write a file so that at every moment it is absent, the old one, or the whole new one.
+def write_whole(path: Path, text: str | bytes | bytearray, *more: bytes | bytearray) -> None:
+    """Write a file, in one piece or several, so that at every moment it is absent, the old one, or the whole new one.
 
     Raises FedgeError, naming the file, when the disk is full or the place can't be written to.
     """
-    data = text.encode() if isinstance(text, str) else text
+    pieces = (text.encode() if isinstance(text, str) else text, *more)
     with _writing(path):
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as out:
-                out.write(data)
+                out.writelines(pieces)
                 out.flush()
                 os.fsync(out.fileno())
             os.chmod(beside, 0o644)
@@ -124,6 +133,34 @@ def write_whole(path: Path, text: str | bytes | bytearray) -> None:
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
+
+
+_SEAL = "fedge 1 sha256 "  # the first line of a sealed file, with the digest of all that follows
+_SEALED = len(_SEAL) + 64 + 1
+
+
+def write_sealed(path: Path, data: bytes | bytearray) -> None:
+    """``write_whole`` for what a resume needs, with a digest before it, so that ``read_sealed`` finds any damage."""
+    write_whole(path, f"{_SEAL}{hashlib.sha256(data).hexdigest()}\n", data)
+
+
+def read_sealed(path: Path) -> bytearray:
+    """What ``write_sealed`` wrote. Raises FedgeError, naming the file, when it isn't there or was changed since."""
+    try:
+        with path.open("rb") as file:
+            seal = file.read(_SEALED).decode("latin-1")
+            data = bytearray(max(0, os.fstat(file.fileno()).st_size - _SEALED))
+            size = file.readinto(data)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise
+        raise FedgeError(f"{path} can't be read: {error.strerror}") from error
+    if size != len(data) or seal != f"{_SEAL}{hashlib.sha256(data).hexdigest()}\n":
+        what = "is damaged: its bytes are not those that were written"
+        if seal and not seal.startswith(_SEAL):
+            what = "is damaged, or of another version of fedge"
+        raise FedgeError(f"{path} {what}", hint="the run can't go on from here; start it anew")
+    return data
 
 
 def keep_beside(path: Path, value: Any) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import fedge
 from fedge.data import store
 from fedge.errors import ConfigError, FedgeError, InfeasibleError, Interrupted
 from fedge.models.adapted import CONFIG_FILE, load_adapted
@@ -29,7 +28,8 @@ from fedge.run.brief import Brief, budget_of
 from fedge.run.checkpoint import Checkpoint
 from fedge.run.coordinator import Coordinator
 from fedge.run.engine import Engine
-from fedge.run.folder import LOG, RunFolder, write_whole
+from fedge.run.folder import LOG, RunFolder, read_sealed, write_sealed, write_whole
+from fedge.run.host import check_host, note_host
 from fedge.run.inline import Inline
 from fedge.run.limits import Footprint, Limits, clear, footprint, limits_of
 from fedge.run.nursery import Nursery, ZygoteGone
@@ -97,6 +97,7 @@ def up(
     if options.resume is not None:
         clear(RunFolder(options.resume), say)  # also where the launcher was killed before there was anything to resume
         folder = RunFolder.open(options.resume)
+        check_host(folder, say)
         spec = load_federation(folder.file("resolved.yaml"))
     else:
         folder = None
@@ -131,13 +132,7 @@ def _logged(folder: RunFolder, say: Say) -> Say:
 def _found(folder: RunFolder, spec: FederationSpec, source: Path) -> None:
     """Write what a run's folder holds from the beginning."""
     folder.write("federation.yaml", source.read_bytes())
-    host = {
-        "fedge": fedge.__version__,
-        "torch": torch.__version__,
-        "cores": len(os.sched_getaffinity(0)),
-        "platform": " ".join(os.uname()[i] for i in (0, 2, 4)),
-    }
-    folder.write_json("host.json", host)
+    note_host(folder)
     folder.write("resolved.yaml", resolved(spec))
 
 
@@ -186,6 +181,9 @@ class _Launch:
         except FedgeError as error:
             trouble = str(error)
             raise
+        except OSError as error:  # what the host refuses, wherever a library met it
+            trouble = f"{error.filename or self.folder.path}: {error.strerror or error}"
+            raise FedgeError(trouble) from error
         except Exception as error:
             trouble = f"{type(error).__name__}: {error}"
             raise
@@ -224,7 +222,7 @@ class _Launch:
             self._baselines()
         base = self.prepared.loaded.model
         if self.checkpoint.stage:
-            base = restore(base, self._kept_base(self.checkpoint.stage))
+            base = restore(base, read_sealed(self._kept_base(self.checkpoint.stage)))
         if self.nursery is None:
             for brief in all_briefs[self.checkpoint.stage :]:
                 base = self._stage(brief, base, None)
@@ -301,7 +299,7 @@ class _Launch:
             classes=self.checkpoint.classes,
         )
         if following.stage < len(self.spec.stages):
-            write_whole(self._kept_base(following.stage), pack_state(model))
+            write_sealed(self._kept_base(following.stage), pack_state(model))
         else:
             self._save_model(brief, stage.coordinator, model)
             following.exports = self._export(brief, model)

@@ -117,7 +117,7 @@ def footprint(folder: RunFolder) -> Iterator[Footprint]:
 
 def clear(folder: RunFolder, say: Say) -> None:
     """Clear what a killed launcher of this run left. Raises FedgeError when the launcher still runs."""
-    if not folder.file(_FILE).exists():
+    if not os.path.exists(folder.file(_FILE)):  # not where it may not be looked for
         return
     left = folder.read_json(_FILE)
     if process.alive(left["pid"], left["started"]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedge.core.method import State
 from fedge.core.payload import Tree, pack, unpack
 from fedge.errors import MethodError
-from fedge.run.folder import write_whole
+from fedge.run.folder import read_sealed, write_sealed
 
 _MARK = "$tensor"
 
@@ -87,14 +87,12 @@ def save_state(state: State, path: Path) -> None:
         data = pack(tensors, {"state": text})
     except KeyError as error:
         raise MethodError(f"a state holds a tensor of {error}, which can't be saved") from error
-    write_whole(path, data)
+    write_sealed(path, data)
 
 
 def load_state(path: Path) -> State:
-    """Read what ``save_state`` wrote. Raises MethodError when the file is not there."""
-    try:
-        data = bytearray(path.read_bytes())
-    except FileNotFoundError as error:
-        raise MethodError(f"the state {path.name} is gone") from error
-    tensors, metadata = unpack(data)
+    """Read what ``save_state`` wrote. Raises MethodError when the file is not there, FedgeError when it is damaged."""
+    if not path.exists():
+        raise MethodError(f"the state {path} is gone")
+    tensors, metadata = unpack(read_sealed(path))
     return revive(tensors, metadata["state"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedge.errors import MethodError
+from fedge.errors import FedgeError, MethodError
 from fedge.models import lora, names
 from fedge.models.load import MINILM, load
 from fedge.models.save import load_state, pack_state, restore, save, save_adapter, state
@@ -113,7 +113,7 @@ def test_saving_twice_replaces_and_a_failure_leaves_what_was_there(loaded, tmp_p
     save(found.model, tmp_path / "model", found)
     assert not (tmp_path / "model" / "stale").exists()
     monkeypatch.setattr(type(found.model), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FedgeError, match="model can't be written: disk full"):
         save(found.model, tmp_path / "model", found)
     assert (tmp_path / "model" / "config.json").exists()
     assert os.listdir(tmp_path) == ["model"]

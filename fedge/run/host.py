@@ -1,0 +1,38 @@
+"""What a run was begun with: versions and host, as ``host.json``, so that a resume can tell whether it may go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+import fedge
+from fedge.errors import FedgeError
+from fedge.run.folder import RunFolder
+
+_FILE = "host.json"
+
+
+def note_host(folder: RunFolder) -> None:
+    """Record it at a run's beginning."""
+    platform = " ".join(os.uname()[i] for i in (0, 2, 4))
+    versions = {"fedge": fedge.__version__, "torch": str(torch.__version__)}
+    folder.write_json(_FILE, {**versions, "cores": len(os.sched_getaffinity(0)), "platform": platform})
+
+
+def check_host(folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Refuse to go on with a run of another version of fedge, and say so where torch is another.
+
+    Raises FedgeError.
+    """
+    if not folder.file(_FILE).exists():
+        raise FedgeError(f"{folder.path} can't be resumed: its {_FILE} is gone", hint="start a run anew")
+    begun = folder.read_json(_FILE)
+    if begun.get("fedge") != fedge.__version__:
+        raise FedgeError(
+            f"{folder.path} was begun with fedge {begun.get('fedge')}, and this is {fedge.__version__}",
+            hint="resume it with that version, or start a run anew",
+        )
+    if begun.get("torch") != str(torch.__version__):
+        say(f"begun with torch {begun.get('torch')}, and this is {torch.__version__}: the last bits may differ")
