@@ -143,6 +143,8 @@ def _phase(rehearsal: Rehearsal, figures: Figures, once: Figures) -> _Phase:
 
 def _cost(phases: list[_Phase], *, measured: bool = False) -> Cost:
     last = phases[-1]  # the peak is that of all phases so far
+    # a device that is asked once in a stage sends something in its first round alone
+    rounds = [figures for phase in phases for figures in (phase.figures, phase.figures + phase.once)]
     return Cost(
         peak_memory=last.peak + last.shared,
         shared=last.shared,
@@ -155,10 +157,10 @@ def _cost(phases: list[_Phase], *, measured: bool = False) -> Cost:
         flops=max(phase.figures.work.flops for phase in phases),
         traffic=max(phase.figures.work.traffic for phase in phases),
         ops=max(phase.figures.work.ops for phase in phases),
-        bytes_up=max(phase.figures.up for phase in phases),
-        bytes_down=max(phase.figures.down for phase in phases),
+        bytes_up=max(figures.up for figures in rounds),
+        bytes_down=max(figures.down for figures in rounds),
         sent=last.sent,
-        turns=max(phase.figures.turns for phase in phases),
+        turns=max(figures.turns for figures in rounds),
         # the server's state is empty before the first round, so that round may also cost less than those after it
         once_flops=max(0.0, phases[0].once.work.flops),
         once_traffic=max(0.0, phases[0].once.work.traffic) if phases[0].once.work.flops > 0 else 0.0,

@@ -69,7 +69,7 @@ def raw(case: Case) -> str | None:
 def bytes_predicted(case: Case) -> str | None:
     """The planner predicts a round's bytes up and down to the byte."""
     rows = case.tiny.rows(9, "b")
-    setting = Setting(case.tiny.model, case.tiny.task, rows, case.public)
+    setting = Setting(case.tiny.model, case.tiny.task, rows, case.public, cohort=len(case.plain.devices))
     turns = max(len(payloads) for payloads in case.plain.sent[-1].values()) if case.plain.sent[-1] else 1
     for at, variant in enumerate(case.variants):
         method, few = case.method, variant
@@ -102,7 +102,8 @@ def _counted(case: Case, method: Method, variant: Method) -> tuple[int, int]:
     phases = method.phases()
     steady = [first if first + 1 in phases else first + 1 for first in phases]
     driven.go(max(steady) + 1)
-    return max(driven.up[n].get("b", 0) for n in steady), max(driven.down[n].get("b", 0) for n in steady)
+    asked = [n for n in steady if "b" in driven.up[n]] or list(phases)  # who is asked once is asked at first
+    return max(driven.up[n].get("b", 0) for n in asked), max(driven.down[n].get("b", 0) for n in asked)
 
 
 def export(case: Case) -> str | None:
