@@ -15,9 +15,16 @@ from fedge.methods.combine.mixed import Mixed
 from fedge.methods.combine.stages import Stages
 from fedge.methods.customize.bitfit import BitFit
 from fedge.methods.customize.fedavg import FedAvg
+from fedge.methods.customize.fedex_lora import FedExLoRA
 from fedge.methods.customize.fedmd import FedMD
+from fedge.methods.customize.fedsa_lora import FedSALoRA
+from fedge.methods.customize.ffa_lora import FFALoRA
+from fedge.methods.customize.flexlora import FlexLoRA
+from fedge.methods.customize.flora import FLoRA
 from fedge.methods.customize.head import Head
+from fedge.methods.customize.hetlora import HetLoRA
 from fedge.methods.customize.lora import LoRA
+from fedge.methods.customize.replication_padding import ReplicationPadding
 from fedge.methods.deploy.anytime import Anytime
 from fedge.methods.train.split import Split
 from fedge.models.load import Loaded, load
@@ -100,6 +107,13 @@ METHODS = {
     "head": Head(**SMALL),
     "bitfit": BitFit(**SMALL),
     "lora": LoRA(**SMALL, rank=4, lr=1e-2),
+    "ffa_lora": FFALoRA(**SMALL, rank=4),
+    "fedex_lora": FedExLoRA(**SMALL, rank=4, lr=1e-2),
+    "fedsa_lora": FedSALoRA(**SMALL, rank=4, lr=1e-2),
+    "flora": FLoRA(**SMALL, rank=4, lr=1e-2),
+    "flexlora": FlexLoRA(**SMALL, rank=4, lr=1e-2),
+    "hetlora": HetLoRA(**SMALL, rank=4, lr=1e-2),
+    "replication_padding": ReplicationPadding(**SMALL, rank=4, low=2, lr=1e-2),
     "stages": Stages(of=(Head(**SMALL), LoRA(**SMALL, rank=4)), switch=(1,)),
     "fedbuff": FedBuff(inner=BitFit(**SMALL), buffer=3),
     "mixed": Mixed(members=(LoRA(**SMALL, rank=4, lr=1e-2), BitFit(**SMALL), Head(**SMALL))),

@@ -15,7 +15,8 @@ from fedge.testing.driver import drive
 from tests.methods.conftest import METHODS, logits, rows, three
 
 KEYS = sorted(METHODS)
-TENSORS = [key for key in KEYS if key not in ("split", "fedmd")]
+#: Methods whose devices run the very function that the stage leaves, whatever their variant.
+TENSORS = [k for k in KEYS if k not in ("split", "fedmd", "fedsa_lora", "flexlora", "hetlora", "replication_padding")]
 
 
 def run(key, found, rounds=1, **more):
@@ -53,7 +54,7 @@ def test_a_round_changes_the_final_model_and_keeps_its_shape(key, vit, bert):
     driven = run(key, either, 2)
     final = driven.final()
     assert logits(final, either).shape == (6, 4)
-    assert not torch.equal(logits(final, either), logits(either.model, either)) or key == "anytime"
+    assert not torch.equal(logits(final, either), logits(either.model, either)) or key in ("anytime", "fedsa_lora")
     if METHODS[key].card.final == "plain":
         assert set(final.state_dict()) == set(either.model.state_dict())
         assert type(final) is type(either.model)

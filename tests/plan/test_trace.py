@@ -13,9 +13,16 @@ from fedge.methods.combine.mixed import Mixed
 from fedge.methods.combine.stages import Stages
 from fedge.methods.customize.bitfit import BitFit
 from fedge.methods.customize.fedavg import FedAvg
+from fedge.methods.customize.fedex_lora import FedExLoRA
 from fedge.methods.customize.fedmd import FedMD
+from fedge.methods.customize.fedsa_lora import FedSALoRA
+from fedge.methods.customize.ffa_lora import FFALoRA
+from fedge.methods.customize.flexlora import FlexLoRA
+from fedge.methods.customize.flora import FLoRA
 from fedge.methods.customize.head import Head
+from fedge.methods.customize.hetlora import HetLoRA
 from fedge.methods.customize.lora import LoRA
+from fedge.methods.customize.replication_padding import ReplicationPadding
 from fedge.methods.deploy.anytime import Anytime
 from fedge.methods.table import BUILT
 from fedge.methods.train.split import Split
@@ -32,6 +39,13 @@ METHODS = {
     "head": Head(**N),
     "bitfit": BitFit(**N),
     "lora": LoRA(**N, rank=4),
+    "ffa_lora": FFALoRA(**N, rank=4),
+    "fedex_lora": FedExLoRA(**N, rank=4),
+    "fedsa_lora": FedSALoRA(**N, rank=4),
+    "flora": FLoRA(**N, rank=4),
+    "flexlora": FlexLoRA(**N, rank=4),
+    "hetlora": HetLoRA(**N, rank=4),
+    "replication_padding": ReplicationPadding(**N, rank=4, low=2, rich=1.0),
     "lora-slots": LoRA(**N, rank=4, train_rank=2, depth=0.5),
     "stages": Stages(of=(Head(**N), LoRA(**N, rank=4)), switch=(1,)),
     "fedbuff": FedBuff(inner=BitFit(**N)),
@@ -126,7 +140,7 @@ def test_micro_batches_are_told_from_two(batch, micro_batch, n):
 
 @pytest.mark.parametrize("key", cases(set(METHODS) - {"split", "anytime", "head", "bitfit", "lora-slots"}))
 def test_bytes_are_those_that_really_travel(key):
-    method, where = METHODS[key], setting("bert-nano")
+    method, where = METHODS[key], replace(setting("bert-nano"), cohort=2)
     cost = trace(method, method, where)
     rounds = method.phases()[-1] + 2
     driven = drive(method, where.base, {"a": where.rows, "b": where.rows}, where.task, rounds, public=where.public)
