@@ -147,7 +147,7 @@ def launcher(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     top = subprocess.Popen([sys.executable, "-c", _LAUNCHER], env=environment)
     end = time.monotonic() + 30.0
-    while not devices(top.pid) and time.monotonic() < end:
+    while len(marked(str(tmp_path))) < 4 and time.monotonic() < end:
         time.sleep(0.02)
     yield top
     for one in marked(str(tmp_path)):
@@ -162,6 +162,9 @@ def test_who_is_who_below_a_launcher(launcher, tmp_path):
     assert device.ppid() == zygote.pid
     assert len(marked(str(tmp_path))) == 4, "the child that proves the wall belongs to the run, and is neither"
     assert strike(launcher.pid, ("frozen-device", "zygote"), chance).pid == device.pid
+    end = time.monotonic() + 20.0
+    while device.status() != psutil.STATUS_STOPPED and time.monotonic() < end:
+        time.sleep(0.01)  # a signal takes a moment on a busy host
     assert device.status() == psutil.STATUS_STOPPED
     struck = strike(launcher.pid, ("frozen-device", "zygote"), chance)
     assert (struck.kind, struck.pid) == ("zygote", zygote.pid), "what is frozen is not frozen again"
