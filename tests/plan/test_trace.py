@@ -24,7 +24,6 @@ from fedge.methods.customize.hetlora import HetLoRA
 from fedge.methods.customize.lora import LoRA
 from fedge.methods.customize.replication_padding import ReplicationPadding
 from fedge.methods.deploy.anytime import Anytime
-from fedge.methods.table import BUILT
 from fedge.methods.train.split import Split
 from fedge.plan.rehearsal import Figures, Rehearsal, Setting, faked, repeated, skeleton
 from fedge.plan.trace import measure, trace
@@ -79,10 +78,6 @@ def exact(method: Method, where: Setting) -> tuple[list[Figures], int]:
             rehearsal.fill(first, dict.fromkeys(("steps", "digest"), 1))
             found.append(rehearsal.round(first, {}))
     return found, rehearsal.peak + rehearsal.shared
-
-
-def test_every_built_method_is_traced_here():
-    assert set(BUILT) <= set(METHODS)
 
 
 def cases(long: set[str]) -> list[object]:
