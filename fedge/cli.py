@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from fedge.commands import deploy
 from fedge.commands import runs as verbs
 from fedge.commands.parameters import BestEffort, Federation, Json, Runs, Set, Slots, print_json, progress
 
@@ -156,6 +157,9 @@ def compare(
 
 
 for verb in (verbs.ps, verbs.logs, verbs.stats, verbs.down):
+    app.command()(verb)
+
+for verb in (deploy.export, deploy.infer):
     app.command()(verb)
 
 

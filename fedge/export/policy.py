@@ -15,6 +15,7 @@ import numpy as np
 
 from fedge.core.rng import generator
 from fedge.errors import InfeasibleError
+from fedge.export.budget import Budget
 from fedge.export.criteria import taken
 
 _Worth = Callable[[Sequence[float]], tuple[bool, float, float]]
@@ -51,30 +52,33 @@ def held_apart(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrate(
-    found: np.ndarray, correct: np.ndarray, costs: Sequence[float], criterion: str, budget: float | None = None
+    found: np.ndarray, correct: np.ndarray, costs: Sequence[float], criterion: str, budget: Budget | None = None
 ) -> Policy:
-    """With a budget the thresholds of best accuracy whose mean cost is within it; without, the cheapest that are as
-    accurate as the last exit.
+    """With a budget of time or energy the thresholds of best accuracy whose mean cost is within it; else the cheapest
+    that reach the accuracy that is wanted, or without a budget that of the last exit.
 
     found: scores ``[rows, exits]``; correct: bool ``[rows, exits]``; costs: of leaving at each exit, in the budget's
-    unit. InfeasibleError when even the first exit costs more than the budget.
+    unit. InfeasibleError when even the first exit costs more than the budget, or no thresholds are so accurate.
     """
     prices = np.asarray(costs, dtype=np.float64)
-    if budget is not None and prices[0] > budget:
-        raise InfeasibleError(f"the first exit alone costs {prices[0]:.4g}, more than {budget:.4g}")
+    most = budget.value if budget is not None and budget.kind != "accuracy" else None
+    if most is not None and prices[0] > most:
+        raise InfeasibleError(f"the first exit alone costs {prices[0]:.4g}, more than {most:.4g}")
     grids = [_grid(found[:, at], criterion, len(costs)) for at in range(len(costs) - 1)]
-    least = float(correct[:, -1].mean())
+    least = budget.value if budget is not None and most is None else float(correct[:, -1].mean())
 
     def worth(thresholds: Sequence[float]) -> tuple[bool, float, float]:
         """Whether it is allowed, and how good it is, better ones greater."""
         accuracy, cost, _ = _simulated(found, correct, prices, thresholds)
-        if budget is None:
+        if most is None:
             return accuracy >= least, -cost, accuracy
-        return cost <= budget, accuracy, -cost
+        return cost <= most, accuracy, -cost
 
     candidates: Iterable[tuple[float, ...]] = product(*grids) if len(grids) <= _EXACT else _descent(grids, worth)
     best = max(candidates, key=worth)
     accuracy, cost, shares = _simulated(found, correct, prices, best)
+    if most is None and accuracy < least:
+        raise InfeasibleError(f"no thresholds reach an accuracy of {least:.4g}")
     return Policy(criterion, tuple(best), accuracy, cost, tuple(shares))
 
 

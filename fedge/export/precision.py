@@ -56,9 +56,11 @@ def precise_graph(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 def _fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     # the tool takes initializers apart in place and needs to know the types of the values between
     made: onnx.ModelProto = convert_float_to_float16(onnx.shape_inference.infer_shapes(proto), keep_io_types=True)
+    OnnxModel.graph_topological_sort(made.graph)  # it puts the casts of inputs last
     return made
 
 

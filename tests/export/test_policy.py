@@ -5,7 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fedge.errors import InfeasibleError
+from fedge.errors import ConfigError, InfeasibleError
+from fedge.export.budget import Budget, parse_budget
 from fedge.export.criteria import CRITERIA, scores, taken
 from fedge.export.policy import NEVER, _grid, _simulated, calibrate, held_apart
 
@@ -54,7 +55,7 @@ def test_a_budget_is_kept_and_best_used(criterion):
     costs = [1.0, 2.0, 4.0]
     accuracies = []
     for budget in (1.0, 1.5, 2.5, 4.0):
-        policy = calibrate(says, correct, costs, criterion, budget)
+        policy = calibrate(says, correct, costs, criterion, Budget("seconds", budget))
         assert policy.cost <= budget
         exits = taken(says, policy.thresholds)
         assert policy.accuracy == pytest.approx(correct[np.arange(300), exits].mean())
@@ -71,7 +72,7 @@ def test_the_search_is_exact():
     grids = [_grid(says[:, at], "max_prob", 3) for at in range(2)]
     tried = [_simulated(says, correct, costs, thresholds) for thresholds in product(*grids)]
     best = max(accuracy for accuracy, cost, _ in tried if cost <= 2)
-    assert calibrate(says, correct, costs, "max_prob", 2.0).accuracy == best
+    assert calibrate(says, correct, costs, "max_prob", Budget("seconds", 2.0)).accuracy == best
     least = min(cost for accuracy, cost, _ in tried if accuracy >= correct[:, -1].mean())
     assert calibrate(says, correct, costs, "max_prob").cost == least
 
@@ -80,7 +81,7 @@ def test_many_exits_are_searched_one_after_another():
     found, labels = made(exits=6)
     says, correct = judged(found, labels)
     costs = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    policy = calibrate(says, correct, costs, "max_prob", 3.0)
+    policy = calibrate(says, correct, costs, "max_prob", Budget("joules", 3.0))
     assert policy.cost <= 3.0
     assert policy.accuracy > correct[:, 0].mean()
     equal = calibrate(says, correct, costs, "max_prob")
@@ -91,7 +92,7 @@ def test_many_exits_are_searched_one_after_another():
 def test_a_budget_below_the_first_exit_is_refused():
     found, labels = made()
     with pytest.raises(InfeasibleError, match="the first exit alone costs 2, more than 1"):
-        calibrate(*judged(found, labels), [2.0, 3.0, 4.0], "max_prob", 1.0)
+        calibrate(*judged(found, labels), [2.0, 3.0, 4.0], "max_prob", Budget("seconds", 1.0))
 
 
 def test_thresholds_are_chosen_on_rows_that_are_not_reported():
@@ -101,3 +102,23 @@ def test_thresholds_are_chosen_on_rows_that_are_not_reported():
     assert (held_apart(400)[0] == chosen).all()
     assert len(held_apart(10_000)[0]) == 1000
     assert [len(part) for part in held_apart(1)] == [1, 1]
+
+
+def test_an_accuracy_is_reached_as_cheaply_as_can_be():
+    found, labels = made()
+    says, correct = judged(found, labels)
+    first, last = correct[:, 0].mean(), correct[:, -1].mean()
+    policy = calibrate(says, correct, [1.0, 2.0, 4.0], "max_prob", Budget("accuracy", (first + last) / 2))
+    assert (first + last) / 2 <= policy.accuracy
+    assert 1.0 < policy.cost < calibrate(says, correct, [1.0, 2.0, 4.0], "max_prob").cost
+    with pytest.raises(InfeasibleError, match="no thresholds reach an accuracy of 1"):
+        calibrate(says, correct, [1.0, 2.0, 4.0], "max_prob", Budget("accuracy", 1.0))
+
+
+def test_budgets_as_they_are_written():
+    assert parse_budget("20ms") == Budget("seconds", 0.02)
+    assert parse_budget("50mJ") == Budget("joules", 0.05)
+    assert parse_budget("1.5 J") == Budget("joules", 1.5)
+    assert parse_budget("90%") == Budget("accuracy", 0.9)
+    with pytest.raises(ConfigError, match=r"--budget: .*20ms of time, 50mJ of energy, or 90% of accuracy"):
+        parse_budget("soon")
