@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from fedge.commands import deploy
+from fedge.commands import complete
 from fedge.commands import runs as verbs
 from fedge.commands.parameters import BestEffort, Federation, Json, Runs, Set, Slots, print_json, progress
 
@@ -69,7 +70,7 @@ def plan(
     set: Set = None,
     device: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--device", metavar="DEVICE", help="Only this device."),
+        typer.Option("--device", metavar="DEVICE", help="Only this device.", autocompletion=complete.devices),
     ] = None,
     all_offers: Annotated[bool, typer.Option("--all", help="Every variant, not only what is picked.")] = False,
     as_json: Json = False,
@@ -113,7 +114,7 @@ def profile(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", autocompletion=complete.runs)],
     open: Annotated[bool, typer.Option("--open/--no-open", help="Show it in the browser.")] = False,
     tensorboard: Annotated[
         Optional[Path],  # noqa: UP045
@@ -142,7 +143,10 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Folders of runs.")], as_json: Json = False
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN…", help="Folders of runs.", autocompletion=complete.runs)
+    ],
+    as_json: Json = False,
 ) -> None:
     """Set runs side by side: stages, models, and the settings in which they differ.
 
@@ -184,7 +188,7 @@ def schema(
 def methods(
     method: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[METHOD]", help="Show this method's card and fields."),
+        typer.Argument(metavar="[METHOD]", help="Show this method's card and fields.", autocompletion=complete.methods),
     ] = None,
     stage: Annotated[
         Optional[str],  # noqa: UP045

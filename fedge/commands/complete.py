@@ -57,6 +57,11 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
     return [str(path) for path in found if str(path).startswith(incomplete) or path.name.startswith(incomplete)]
 
 
+def _first(context: typer.Context, name: str) -> str | None:
+    """The first argument: it is not told apart yet while the option after it has no value."""
+    return context.params.get(name) or next(iter(context.args), None)
+
+
 def _parent(context: typer.Context) -> Path:
     told = context.params.get("runs")  # of `compare` these are the runs themselves
     return Path(told) if isinstance(told, (str, Path)) else Path("runs")
@@ -72,7 +77,7 @@ def logs(context: typer.Context, incomplete: str) -> list[str]:
     from fedge.run.roster import find, sources
 
     try:
-        entry = find(context.params.get("run"), _parent(context), lambda entry: True, "run")
+        entry = find(_first(context, "run"), _parent(context), lambda entry: True, "run")
     except FedgeError:
         return []
     return [name for name in sources(entry.folder) if name.startswith(incomplete)]
@@ -83,7 +88,7 @@ def devices(context: typer.Context, incomplete: str) -> list[str]:
     from fedge.spec import load_federation
 
     try:
-        spec = load_federation(context.params.get("federation") or "")
+        spec = load_federation(_first(context, "federation") or "")
     except FedgeError:
         return []
     return [device.name for device in spec.devices if device.name.startswith(incomplete)]
