@@ -8,8 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from fedge.commands import deploy
-from fedge.commands import complete
+from fedge.commands import complete, deploy
 from fedge.commands import runs as verbs
 from fedge.commands.parameters import BestEffort, Federation, Json, Runs, Set, Slots, print_json, progress
 
