@@ -31,10 +31,11 @@ from fedge.run.engine import Engine
 from fedge.run.folder import LOG, RunFolder, read_sealed, write_sealed, write_whole
 from fedge.run.host import check_host, note_host
 from fedge.run.inline import Inline
-from fedge.run.limits import Footprint, Limits, clear, footprint, limits_of
+from fedge.run.limits import Footprint, Limits, clear, footprint, limits_of, process_limit
 from fedge.run.nursery import Nursery, ZygoteGone
+from fedge.run.places import Place, save_places
 from fedge.run.prepare import briefs, prepare
-from fedge.run.processes import Place, Processes
+from fedge.run.processes import Processes
 from fedge.run.seat import Ground
 from fedge.run.stage import Stage, figure
 from fedge.run.watch import See, Watch
@@ -326,21 +327,21 @@ class _Launch:
         places = {
             device.name: Place(
                 budget_of(device, brief.deadline),
-                self.prepared.rows[device.name].tolist(),
+                self.prepared.rows[device.name],
                 device.pin,
                 self.folder.device_log(device.name),
             )
             for device in self.spec.devices
         }
+        save_places(places, self.left.scratch / "places")
         write_whole(self.base_file, pack_state(base))
         return Processes(
-            brief,
             places,
             wall,
             self._enter(brief),
             hub,
-            self.folder.file("checkpoints"),
             run=self.folder.path.name,
+            limit=process_limit(self.spec, brief, self._slots()),
             heartbeat=self.spec.emulation.heartbeat,
             incarnations=self.incarnations,
             revive=lambda: self._revive(brief),
@@ -367,7 +368,13 @@ class _Launch:
             self.nursery.command("load", data=str(self.left.scratch / "data"), model=self.prepared.model_order)
             self.nursery.await_ready("load")
             self.nursery.loaded = True
-        self.nursery.command("stage", brief=brief.to_json(), base=str(self.base_file))
+        self.nursery.command(
+            "stage",
+            brief=brief.to_json(),
+            base=str(self.base_file),
+            places=str(self.left.scratch / "places"),
+            states=str(self.folder.file("checkpoints")),
+        )
         self.nursery.await_ready("stage")
         return self.nursery
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedge.emulation import process
 from fedge.emulation import wall as walls
 from fedge.errors import FedgeError, LimitError
+from fedge.run.brief import Brief
 from fedge.run.folder import RunFolder
 from fedge.spec.federation import FederationSpec
 
@@ -26,6 +29,9 @@ _PREFIX = "fedge-"
 _DYING = 3.0
 #: Files and folders that were being written beside their place: a name of chance, or the pid of the writer.
 _UNFINISHED = re.compile(r"\..+([.-][a-z0-9_]{8}(-old)?|\.\d+)")
+
+#: Bytes that a process that has trained holds of its own besides what its method's cost says.
+_PROCESS = 32 << 20
 
 Say = Callable[[str], None]
 
@@ -72,6 +78,20 @@ def _pins(spec: FederationSpec) -> None:
         if kind == "cpu" and absent:
             told = ", ".join(str(core) for core in sorted(here))
             raise LimitError(f"{device.name}: pin: {device.pin}: there is no core {absent[0]}", hint=f"cores: {told}")
+
+
+def process_limit(spec: FederationSpec, brief: Brief, slots: int) -> int:
+    """How many processes the devices of a stage may have.
+
+    The file says it, or all have one of their own where that many fit into half of the memory that is free now; else
+    as few as keep every slot at work, for a process that isn't at work saves nothing and holds memory.
+    """
+    told = spec.emulation.processes
+    if isinstance(told, int):
+        return max(told, slots)
+    own = max((offer.cost.peak_memory - offer.cost.shared for offer in brief.menu), default=0)
+    fit = psutil.virtual_memory().available // 2 // (_PROCESS + own)
+    return len(spec.devices) if len(spec.devices) <= fit else 2 * slots
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A device's process, from just after the fork: into its group, behind its wall, and then the conversation.
+"""A process for devices, from just after the fork: into its group, then, device by device, behind the wall and to work.
 
 The order matters. The group is joined before any memory is touched; malloc is pinned before the first tensor; what
 every process allocates once is allocated before the baseline is read; and the wall goes up before the device's own
@@ -12,21 +12,21 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedge.core.cost import Budget
 from fedge.emulation.malloc import pin_malloc, trim
-from fedge.emulation.process import die_with_parent, pin, set_affinity, set_name
+from fedge.emulation.process import cores, die_with_parent, pin, set_affinity, set_name
 from fedge.emulation.wall import Group, is_allocation_failure, rejoin
 from fedge.errors import FedgeError, MethodError
 from fedge.meter.spans import PHASES, SpanMeter
 from fedge.run.brief import Brief
+from fedge.run.places import Place
 from fedge.run.seat import Ground, Seat
 from fedge.run.warmup import UNEXPLAINED, warm
 from fedge.wire.blobs import Blob
@@ -38,33 +38,31 @@ from fedge.wire.frames import Kind
 BEAT = 1.0
 
 
-def live(order: dict[str, Any], brief: Brief, ground: Ground, rows: Any, slot: mmap, parent: int) -> int:
-    """The whole life of a device's process; returns its exit code."""
+@dataclass(frozen=True)
+class Stock:
+    """What a process inherits from the zygote: the stage, the ground, all rows, and every device's own part."""
+
+    brief: Brief
+    ground: Ground
+    rows: Any
+    places: Mapping[str, Place]
+    states: Path
+
+
+def live(order: dict[str, Any], stock: Stock, slot: mmap, parent: int) -> int:
+    """The whole life of a process for devices; returns its exit code."""
     group = rejoin(order["group"])
     group.join()
     if order["walled"]:
         pin_malloc()
     die_with_parent(parent=parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    set_name(f"fedge:{order['device']}"[:15])
     _log_to(Path(order["log"]))
-    os.environ.update(pin(order["pin"]))
-    if order["core"] is not None and order["pin"] is None:
-        set_affinity([order["core"]])
     torch.set_num_threads(1)
-    seat = Seat(
-        brief,
-        ground,
-        order["device"],
-        Budget(**order["budget"]),
-        rows.take(order["rows"]),
-        Path(order["states"]),
-        SpanMeter(slot),
-    )
-    line = Line(order["address"], order["device"], order["incarnation"], beat=BEAT)
+    line = Line(order["address"], order["host"], order["incarnation"], beat=BEAT)
     line.start()
     try:
-        return _Worker(seat, group, line, order).serve()
+        return _Worker(stock, group, line, slot, bool(order["walled"])).serve()
     finally:
         line.close()
 
@@ -74,14 +72,20 @@ class _Dismissed(Exception):
 
 
 class _Worker:
-    def __init__(self, seat: Seat, group: Group, line: Line, order: dict[str, Any]):
-        self.seat = seat
+    """Serves one device at a time; what an earlier one held is gone before the next is taken up."""
+
+    def __init__(self, stock: Stock, group: Group, line: Line, slot: mmap, walled: bool):
+        self.stock = stock
         self.group = group
         self.line = line
-        self.walled = bool(order["walled"])
+        self.slot = slot
+        self.walled = walled
+        self.seat: Seat | None = None
+        self.warm = False
         self.baseline: int | None = None
         self.shared = 0
         self.stateful: int | None = None
+        self._cores = cores()
         self._deliveries = self._receive()
 
     def serve(self) -> int:
@@ -104,37 +108,68 @@ class _Worker:
         if delivery.kind is Kind.BYE:
             raise _Dismissed
         if delivery.kind is Kind.PREPARE:
-            self.stateful = header["stateful"]
-            choice = self.seat.pick(header["banned"], header["pinned"])
-            if choice.index is not None:
-                self.shared = self.seat.brief.menu[choice.index].cost.shared
+            self._take_up(header)
+        elif delivery.kind is Kind.ASK:
+            assert delivery.blob is not None
+            self._answer(header, delivery.blob)
+        elif delivery.kind is Kind.TELL and self.seat is not None:
+            self.seat.end()
+
+    def _take_up(self, header: dict[str, Any]) -> None:
+        """Become the device that the header names, and have it pick."""
+        device = str(header["device"])
+        if self.seat is None or self.seat.name != device:
+            self.seat = self._seat(device)
+        choice = self.seat.pick(header["banned"], header["pinned"])
+        self.stateful = header["stateful"]
+        self.baseline = None
+        self.shared = 0 if choice.index is None else self.stock.brief.menu[choice.index].cost.shared
+        if header["picks"]:
             told = asdict(choice)
             told["refused"] = {str(index): why for index, why in choice.refused.items()}
             self.line.post(Kind.READY, {"choice": told})
-        elif delivery.kind is Kind.ASK:
-            assert delivery.blob is not None
-            if self.baseline is None:
-                self._wall_up(len(delivery.blob))
-                self.seat.restore(self.stateful)
-            answer = self.seat.answer(header["round"], header["turn"], delivery.blob)
-            about = {
-                "round": header["round"],
-                "turn": header["turn"],
-                "done": answer.done,
-                "stateful": answer.stateful,
-                "peak": self._peak(),
-                "noted": answer.noted,
-            }
-            self.line.post(Kind.TELL, about, Blob(answer.data))
-            if answer.done:
-                gc.collect()  # what lies in cycles would fill a tight budget in some rounds
-                trim()
-        elif delivery.kind is Kind.TELL:
-            self.seat.end()
+
+    def _seat(self, device: str) -> Seat:
+        place = self.stock.places[device]
+        if self.seat is not None:
+            self.seat = None
+            gc.collect()
+            trim()
+            if self.walled and "device" in self.group.sides:
+                self.group.lift()
+            _log_to(place.log)
+            set_affinity(self._cores)
+        set_name(f"fedge:{device}"[:15])
+        os.environ.update(pin(place.pin))
+        stock = self.stock
+        rows = stock.rows.take(torch.from_numpy(place.rows))
+        return Seat(stock.brief, stock.ground, device, place.budget, rows, stock.states, SpanMeter(self.slot))
+
+    def _answer(self, header: dict[str, Any], blob: bytearray) -> None:
+        assert self.seat is not None
+        if self.baseline is None:
+            self._wall_up(len(blob))
+            self.seat.restore(self.stateful)
+        answer = self.seat.answer(header["round"], header["turn"], blob)
+        about = {
+            "round": header["round"],
+            "turn": header["turn"],
+            "done": answer.done,
+            "stateful": answer.stateful,
+            "peak": self._peak(),
+            "noted": answer.noted,
+        }
+        self.line.post(Kind.TELL, about, Blob(answer.data))
+        if answer.done:
+            gc.collect()  # what lies in cycles would fill a tight budget in some rounds
+            trim()
 
     def _wall_up(self, held: int) -> None:
         """Allocate what every process allocates once, read the baseline (``held`` bytes of it are the message)."""
-        warm(parent=False)
+        assert self.seat is not None
+        if not self.warm:
+            warm(parent=False)
+            self.warm = True
         self.baseline = max(0, self.group.usage() - held)
         self.group.reset_peak()
         limit = self.seat.budget.memory - self.shared + self.baseline + UNEXPLAINED
@@ -154,7 +189,7 @@ class _Worker:
     def _fail(self, error: Exception) -> int:
         memory = is_allocation_failure(error)
         kind = "memory" if memory else "error" if isinstance(error, FedgeError) else "crash"
-        phase = PHASES[self.seat.meter.slot[0]]
+        phase = PHASES[self.slot[0]]
         if kind != "memory":
             traceback.print_exception(error)
         message = str(error) if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"

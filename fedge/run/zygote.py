@@ -4,8 +4,8 @@ Run as ``python -m fedge.run.zygote IN OUT`` with two inherited pipe ends. It re
 one JSON event a line:
 
     {"do": "load", …}    take up the model and the data of the run
-    {"do": "stage", …}   take up a stage: its brief and, from the second on, the tensors of its base
-    {"do": "fork", …}    fork a device
+    {"do": "stage", …}   take up a stage: its brief, the tensors of its base, what each device has to itself
+    {"do": "fork", …}    fork a process for devices
     {"do": "ping"}       say that it is here
     {"do": "quit"}
 
@@ -44,7 +44,7 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._ground: Any = None
-        self._brief: Any = None
+        self._stock: Any = None
 
     def serve(self) -> None:
         """Obey until told to quit or until the launcher is gone."""
@@ -111,10 +111,14 @@ class Zygote:
     def _stage(self, command: dict[str, Any]) -> None:
         from fedge.models.save import restore
         from fedge.run.brief import Brief
+        from fedge.run.places import load_places
+        from fedge.run.worker import Stock
 
-        self._brief = Brief.from_json(command["brief"])
+        brief = Brief.from_json(command["brief"])
         restore(self._ground.base, Path(command["base"]))
         self._ground.base.requires_grad_(False)
+        places = load_places(Path(command["places"]))
+        self._stock = Stock(brief, self._ground, self._train, places, Path(command["states"]))
         gc.collect()
         gc.freeze()
         self.tell("ready", of="stage")
@@ -134,15 +138,15 @@ class Zygote:
                     os.close(end)
                 from fedge.run.worker import live
 
-                code = live(order, self._brief, self._ground, self._train, slot, parent)
+                code = live(order, self._stock, slot, parent)
             except BaseException:
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        self._children[pid] = (order["device"], order["incarnation"], slot)
-        self.tell("forked", device=order["device"], incarnation=order["incarnation"], pid=pid)
+        self._children[pid] = (order["host"], order["incarnation"], slot)
+        self.tell("forked", host=order["host"], incarnation=order["incarnation"], pid=pid)
 
     def _drain(self) -> None:
         try:
@@ -159,8 +163,8 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            device, incarnation, slot = self._children.pop(pid)
-            self.tell("ended", device=device, incarnation=incarnation, pid=pid, status=status, phase=slot[0])
+            host, incarnation, slot = self._children.pop(pid)
+            self.tell("ended", host=host, incarnation=incarnation, pid=pid, status=status, phase=slot[0])
             slot.close()
 
 

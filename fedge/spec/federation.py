@@ -81,6 +81,9 @@ class EmulationSpec(Section):
     slots: Annotated[int | str, Check(_slots, {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]})] = key(
         "device processes that compute at once", "auto"
     )
+    processes: Annotated[
+        int | str, Check(_slots, {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]})
+    ] = key("device processes that there are; with fewer than devices they take them in turn", "auto")
     restart: Annotated[int, integer(0, 1000)] = key("how often a device whose host process died is started again", 1)
     wall: Annotated[str, one_of("auto", "cgroup1", "cgroup2", "rlimit", "none")] = key(
         "what holds a device to its memory", "auto"

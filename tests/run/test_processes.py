@@ -90,6 +90,31 @@ def test_processes_at_any_number_of_slots_give_what_inline_gives(slots, federati
     assert not (only_run(tmp_path) / "launcher.json").exists()
 
 
+def test_fewer_processes_than_devices_take_them_in_turn(federation, inline, command, tmp_path):
+    path = federation(stage("Chats", 2), stage("split", 1), dropout=0.1)
+    expected = calm(inline, path, tmp_path)
+    told = "emulation.processes=2"
+    code, out, err = command("up", path, "--set", told, "--slots", 2, "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["model_sha256"] == expected
+    assert all(device["peak_memory"] > 0 for device in found["devices"])
+
+
+@pytest.mark.parametrize("how", ["kill", "stop", "zygote"])
+def test_a_death_of_a_process_that_serves_several(how, federation, inline, command, tmp_path):
+    mark = tmp_path / "struck"
+    heartbeat = 2 if how == "stop" else 30
+    expected = calm(inline, federation(stage("Struck", 3)), tmp_path)
+    path = federation(stage("Struck", 3, how=how, once=f"'{mark}'"), heartbeat=heartbeat)
+    told = "emulation.processes=1"
+    code, out, err = command("up", path, "--set", told, "--slots", 1, "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    assert mark.exists()
+    assert json.loads(out)["model_sha256"] == expected
+    assert [event["device"] for event in events(only_run(tmp_path), "died")] == ["phone-01"]
+
+
 @pytest.mark.parametrize("how", ["kill", "stop", "zygote", "frozen zygote"])
 def test_a_death_in_the_middle_of_a_round_changes_nothing(how, federation, inline, command, tmp_path):
     mark = tmp_path / "struck"
