@@ -133,6 +133,9 @@ def _talk(order: Order, rows: Path, cap: Cap | None, group: Group | None) -> tup
         if child.poll() is None:
             child.kill()
             child.wait()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            with suppress(BrokenPipeError):
+                pipe.close()
     if group is not None and child.returncode and group.killed_for_memory():
         return {}, True
     if not last:

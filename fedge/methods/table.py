@@ -21,6 +21,8 @@ BUILT: dict[str, str] = {
     "stages": "fedge.methods.combine.stages:Stages",
     "fedbuff": "fedge.methods.combine.fedbuff:FedBuff",
     "anytime": "fedge.methods.deploy.anytime:Anytime",
+    "joint": "fedge.methods.deploy.joint:Joint",
+    "depthfl": "fedge.methods.deploy.depthfl:DepthFL",
 }
 
 # the survey's key (survey.yaml), or another name in use -> our key

@@ -416,6 +416,7 @@ class _Launch:
         from fedge.models.exits import MultiExit
 
         named = {"run": self.folder.path.name, "federation": self.spec.name}
+        export = self.spec.stages[brief.index].export
         write = export_exits if isinstance(model, MultiExit) else export_model
         exported = write(
             model,  # type: ignore[arg-type]
@@ -424,6 +425,7 @@ class _Launch:
             self.folder.file("export"),
             labels=list(self.prepared.data.names),
             about={**named, "method": brief.key, "rounds": brief.rounds},
+            precision=export.precision if export is not None else ("fp32",),
             progress=self.say,
         )
         return [one.to_json() for one in exported]

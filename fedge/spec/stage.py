@@ -58,12 +58,16 @@ class ServerSpec(Section):
         return given
 
 
+#: What ``export.precision`` offers; ``fedge.export.precision`` makes them.
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+
+
 def _precision(given: object) -> tuple[str, ...]:
     if not isinstance(given, (list, tuple)) or not given:
         raise ValueError(f"expected a list of precisions, such as [fp32], got {describe(given)}")
     for item in given:
-        if item != "fp32":
-            raise ValueError(f"{item}: not built yet; fp32 is")
+        if item not in PRECISIONS:
+            raise ValueError(f"{item}: no such precision; there are {', '.join(PRECISIONS)}")
     return tuple(given)
 
 
@@ -72,8 +76,8 @@ class ExportSpec(Section):
 
     precision: Annotated[
         tuple[str, ...],
-        Check(_precision, {"type": "array", "items": {"enum": ["fp32"]}, "minItems": 1}, list),
-    ] = key("number formats of the exported models; fp32 so far", ("fp32",))
+        Check(_precision, {"type": "array", "items": {"enum": list(PRECISIONS)}, "minItems": 1}, list),
+    ] = key("number formats of the exported models", ("fp32",))
 
 
 def _quorum(given: object) -> int | float:

@@ -26,6 +26,8 @@ from fedge.methods.customize.hetlora import HetLoRA
 from fedge.methods.customize.lora import LoRA
 from fedge.methods.customize.replication_padding import ReplicationPadding
 from fedge.methods.deploy.anytime import Anytime
+from fedge.methods.deploy.depthfl import DepthFL
+from fedge.methods.deploy.joint import Joint
 from fedge.methods.train.split import Split
 from fedge.models.load import Loaded, load
 
@@ -120,4 +122,6 @@ METHODS = {
     "split": Split(**SMALL),
     "fedmd": FedMD(**SMALL, digest=2),
     "anytime": Anytime(**SMALL, exits=(1, 2)),
+    "joint": Joint(**SMALL, exits=(1, 2)),
+    "depthfl": DepthFL(**SMALL, exits=(1, 2)),
 }

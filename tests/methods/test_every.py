@@ -99,7 +99,7 @@ def test_a_device_that_missed_rounds_ends_where_the_others_are(key, vit):
     driven = run(key, vit, 3, variants=picks, absent={1: ["b"], 2: ["a", "b"]})
     outputs = {device: driven.synced(device).eval() for device in "abc"}
     final = driven.final()
-    if key == "anytime":
+    if METHODS[key].card.final == "exits":
         return  # devices of different depth; see test_anytime
     for device in "abc":
         assert torch.allclose(logits(outputs[device], vit), logits(final, vit), atol=2e-5)

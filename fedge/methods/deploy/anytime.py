@@ -86,10 +86,14 @@ class Anytime(Tuning):
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             logits = model(**dev.task.inputs(batch))
-            return torch.stack([dev.task.loss_of(each, batch["labels"]) for each in logits]).sum()
+            return self.exits_loss(dev, logits, batch)
 
         self.train(dev, loss, start)
         return leave(dev, start)
+
+    def exits_loss(self, dev: Device, logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        """What the device's exits, shallowest first, are trained with."""
+        return torch.stack([dev.task.loss_of(each, batch["labels"]) for each in logits]).sum()
 
     def predict(self, model: nn.Module, inputs: Batch) -> Tensor:
         deepest: Tensor = model(**inputs)[-1]
