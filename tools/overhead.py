@@ -12,28 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from fedge.data.source import read
-from fedge.emulation.malloc import pin_malloc
-from fedge.emulation.process import die_with_parent
 from fedge.errors import FedgeError
-from fedge.models.load import load
 from fedge.run.launcher import Options, up
+from tools.bare import BATCH, SLOTS, STEPS, Bare, model_of
+from tools.kernel import cpu_seconds, tree
 
-DEVICES, STEPS, BATCH, SLOTS = 32, 8, 32, 2
+DEVICES = 32
 
 _FEDERATION = """\
 name: overhead
@@ -46,24 +40,6 @@ evaluate: {{every: {rounds}, rows: 16}}
 stages:
   - train: {{method: fedavg, rounds: {rounds}, steps: {steps}, batch: {batch}, lr: 1e-3, pick: richest}}
 """
-
-
-class Mlp(nn.Module):
-    """A 64-128-10 perceptron on images of 8 × 8: a visit with next to no work in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(64, 128)
-        self.classifier = nn.Linear(128, 10)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.classifier(torch.relu(self.body(pixel_values.flatten(1))))
-        return hidden
-
-
-def mlp() -> nn.Module:
-    """What ``model: tools.overhead:mlp`` names."""
-    return Mlp()
 
 
 @dataclass
@@ -86,131 +62,11 @@ class Pairs:
         return [(one - other) * 1e3 / DEVICES for one, other in pairs]
 
 
-class Bare:
-    """The bare loop: its processes, forked before fedge starts anything."""
-
-    def __init__(self, make: Callable[[], nn.Module], pinned: bool):
-        self.pids: list[int] = []
-        self._ends: list[tuple[int, int]] = []
-        model = make()
-        self._weights = _flat(model)
-        for side in range(SLOTS):
-            down, up_ = os.pipe(), os.pipe()
-            parent = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                die_with_parent(parent=parent)
-                try:
-                    _work(model, down[0], up_[1], DEVICES // SLOTS, pinned, seed=side)
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    os._exit(0)
-            self.pids.append(pid)
-            os.close(down[0])
-            os.close(up_[1])
-            self._ends.append((down[1], up_[0]))
-
-    def round(self) -> None:
-        """Weights down, sums of changes up, their mean added."""
-        for down, _ in self._ends:
-            _write(down, self._weights)
-        total = torch.zeros_like(self._weights)
-        for _, back in self._ends:
-            total += _read(back, len(self._weights))
-        self._weights = self._weights + total / DEVICES
-
-    def close(self) -> None:
-        for down, back in self._ends:
-            os.close(down)
-            os.close(back)
-        for pid in self.pids:
-            os.kill(pid, signal.SIGKILL)  # each holds the other's pipe too, so that neither would see its own end
-            os.waitpid(pid, 0)
-
-
-def _work(model: nn.Module, orders: int, answers: int, devices: int, pinned: bool, seed: int) -> None:
-    """One process of the bare loop: train ``devices`` times from the weights that came, answer the sum of changes."""
-    if pinned:
-        pin_malloc()
-    torch.manual_seed(seed)
-    train = read("digits", folder=Path(), seed=0).train
-    images = torch.tensor(train.image).float().reshape(-1, 1, 8, 8) / 255
-    labels = torch.tensor(train.label)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    model.requires_grad_(True).train()
-    while True:
-        start = _read(orders, count)
-        total = torch.zeros_like(start)
-        for _ in range(devices):
-            nn.utils.vector_to_parameters(start, model.parameters())
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-            for _ in range(STEPS):
-                rows = torch.randint(0, len(labels), (BATCH,))
-                output = model(pixel_values=images[rows])
-                logits = output if isinstance(output, torch.Tensor) else output.logits
-                nn.functional.cross_entropy(logits, labels[rows]).backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            total += _flat(model) - start
-        _write(answers, total)
-
-
-def _flat(model: nn.Module) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-
-
-def _write(end: int, tensor: torch.Tensor) -> None:
-    data = memoryview(tensor.numpy()).cast("B")
-    while data:
-        data = data[os.write(end, data) :]
-
-
-def _read(end: int, count: int) -> torch.Tensor:
-    data = bytearray(4 * count)
-    view = memoryview(data)
-    while view:
-        got = os.readv(end, [view])
-        if not got:
-            os._exit(0)
-        view = view[got:]
-    return torch.frombuffer(data, dtype=torch.float32).clone()
-
-
-def cpu_seconds(pids: Iterator[int]) -> float:
-    """Processor time of processes and all their threads, from the scheduler's own counters."""
-    total = 0
-    for pid in pids:
-        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            try:
-                total += int(path.read_text().split()[0])
-            except OSError:
-                continue
-    return total / 1e9
-
-
-def tree(pid: int, without: set[int] = frozenset()) -> Iterator[int]:  # type: ignore[assignment]
-    """A process and all below it."""
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found = [int(word) for word in children.read_text().split()]
-        except OSError:
-            continue
-        for child in found:
-            if child not in without:
-                yield from tree(child, without)
-
-
 def measure(model: str, wall: str, rounds: int, folder: Path) -> Pairs:
     """Run both sides in turn; the first round of each, which still warms up, is not counted."""
-    names = {"vit-nano": "vit-nano", "mlp": "{name: 'tools.overhead:mlp', task: image-classification}"}
-
-    def make() -> nn.Module:
-        return Mlp() if model == "mlp" else load(model, "image-classification", classes=10, seed=0).model
-
+    names = {"vit-nano": "vit-nano", "mlp": "{name: 'tools.bare:mlp', task: image-classification}"}
     torch.set_num_threads(1)
-    bare = Bare(make, pinned=wall != "none")
+    bare = Bare(model_of(model), DEVICES, pinned=wall != "none")
     path = folder / f"{model}-{wall}.yaml"
     path.write_text(
         _FEDERATION.format(
@@ -230,12 +86,12 @@ def measure(model: str, wall: str, rounds: int, folder: Path) -> Pairs:
         if began:
             pairs.fedge.append(now - began)
             pairs.fedge_cpu.append(used - spent)
-        before = cpu_seconds(iter(mine))
+        before = cpu_seconds(mine)
         start = time.perf_counter()
         bare.round()
         if began:
             pairs.bare.append(time.perf_counter() - start)
-            pairs.bare_cpu.append(cpu_seconds(iter(mine)) - before)
+            pairs.bare_cpu.append(cpu_seconds(mine) - before)
         began, spent = time.perf_counter(), cpu_seconds(tree(os.getpid(), mine))
 
     try:
