@@ -16,7 +16,8 @@ from fedge.export.chain import Chain
 from fedge.export.criteria import CRITERIA, scores, taken
 from fedge.export.exits import export_exits
 from fedge.export.stages import Stage
-from tests.export.conftest import Case
+from fedge.models.load import load
+from tests.export.conftest import Case, texts, with_exits
 
 CASES = ["vit", "bert"]
 #: Never leaves, always leaves.
@@ -168,3 +169,47 @@ def test_exits_and_criteria_that_are_not_there(vit, tmp_path):
     with pytest.raises(ConfigError, match="criterion 'luck' is none of max_prob, margin, entropy, patience"):
         export_exits(vit.model, vit.loaded, vit.rows, tmp_path, about={}, criterion="luck")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_language_model_leaves_by_its_last_token(tmp_path):
+    loaded = load("gpt-nano", "causal-lm", seed=1)
+    model, rows = with_exits(loaded, (2,)), texts(loaded, tmp_path, 24).take(range(12))
+    found = export_exits(model, loaded, rows, tmp_path / "export", about={})
+    assert [one.target for one in found] == ["exit-2", "exit-4", "adaptive", "chain"]
+    assert all(one.parity_max_abs <= 1e-4 for one in found)
+    graph_session = verify.open_session(tmp_path / "export" / "adaptive" / "model.onnx")
+    ids = torch.randint(5, 200, (1, 9), generator=torch.Generator().manual_seed(2))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        expected = model(**given)
+    for at, threshold in enumerate((ALWAYS, NEVER)):
+        inputs = {name: column.numpy() for name, column in given.items()}
+        logits, index = graph_session.run(None, {**inputs, "thresholds": np.asarray([threshold])})
+        assert index == at
+        assert np.allclose(logits, expected[at].numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precisions_say_nearly_the_same_and_take_less(precision, vit, tmp_path, monkeypatch):
+    stages = iter(stages_of(vit))
+    monkeypatch.setattr(graph, "convert", lambda model, example, outputs: next(stages).proto)
+    found = export_exits(vit.model, vit.loaded, vit.rows, tmp_path, about={}, precision=(precision,))
+    assert {one.precision for one in found} == {precision}
+    whole = (vit.folder / "adaptive" / "model.onnx").stat().st_size
+    share = {"fp16": 0.6, "int8": 0.45}[precision]
+    assert (tmp_path / f"adaptive-{precision}" / "model.onnx").stat().st_size < share * whole
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        held = path.read_bytes()
+        assert not [mark for mark in (b"site-packages", b"/tmp", b".py\0", b"stack_trace") if mark in held], path
+
+
+@pytest.mark.slow
+def test_a_precision_that_loses_the_labels_is_an_error(vit, tmp_path, monkeypatch):
+    """Heads of random numbers on features that hardly differ: four bits are too few."""
+    stages = iter(stages_of(vit))
+    monkeypatch.setattr(graph, "convert", lambda model, example, outputs: next(stages).proto)
+    with pytest.raises(verify.ParityError, match="exit-2-int4: in int4 the graph gives PyTorch's label for "):
+        export_exits(vit.model, vit.loaded, vit.rows, tmp_path, about={}, precision=("int4",))
+    assert not list(tmp_path.rglob("model.onnx"))

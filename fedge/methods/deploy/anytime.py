@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedge.core.fields import doc
 from fedge.core.fit import Batch
 from fedge.core.method import Card, Device, Method, Server, State
 from fedge.core.payload import Payload
-from fedge.methods.tuning import Tuning, doc, enter, leave
+from fedge.methods.tuning import Tuning, enter, leave
 from fedge.models.anatomy import anatomy
 from fedge.models.exits import MultiExit
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedge.core.fields import doc
 from fedge.core.fit import Batch
 from fedge.core.method import Card, Device
 from fedge.methods.deploy.anytime import Anytime
 from fedge.methods.deploy.joint import divergence
-from fedge.methods.tuning import doc
 
 
 @dataclass(frozen=True, kw_only=True)
