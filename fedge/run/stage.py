@@ -26,6 +26,9 @@ from fedge.units import format_bytes
 
 Say = Callable[[str], None]
 
+#: Up to so many devices, each has a line of its own for what it picks.
+_LISTED = 24
+
 
 class Stage:
     """A stage under way, or taken up where ``checkpoint`` says. ``elapsed`` tells the seconds spent on the run."""
@@ -51,6 +54,7 @@ class Stage:
         self.elapsed = elapsed
         self.watch = watch
         self._tested: tuple[nn.Module, Tested] | None = None
+        self._picks: list[dict[str, Any]] = []
         spec = prepared.spec
         accounts = [
             Account(
@@ -145,12 +149,32 @@ class Stage:
 
     def _tell(self) -> None:
         notes, self.coordinator.notes = self.coordinator.notes, []
+        many = len(self.coordinator.accounts) > _LISTED
         for note in notes:
             self.folder.append("events.jsonl", {"time": time.time(), **note})
-            line = _line(note)
-            if line:
+            if many and note["event"] == "picked":
+                self._picks.append(note)
+            elif line := _line(note):
                 self.say(Passing(line) if note["event"] == "picked" else line)
+        if self._picks and self.coordinator.settled:
+            for line in _together(self._picks):
+                self.say(Passing(line))
+            self._picks = []
         self.watch.look()
+
+
+def _together(picks: list[dict[str, Any]]) -> list[str]:
+    """One line for all devices that picked the same for the same reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for note in picks:
+        what = f"{note['method']}{_brackets(note['variant'])}"
+        groups.setdefault((what, note["reason"]), []).append(note["device"])
+    lines = []
+    for (what, reason), devices in groups.items():
+        devices.sort()
+        who = devices[0] if len(devices) == 1 else f"{len(devices)} devices ({devices[0]} … {devices[-1]})"
+        lines.append(f"{who} {'picks' if len(devices) == 1 else 'pick'} {what}: {reason}")
+    return lines
 
 
 def _line(note: dict[str, Any]) -> str | None:
