@@ -168,6 +168,7 @@ def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
         "task": [setting.task.kind, setting.task.classes],
         "rows": [len(setting.rows), str(setting.rows.spec(len(setting.rows)))],
         "public": len(setting.public) if setting.public is not None else 0,
+        "cohort": setting.cohort if method.gathers else 1,
         "method": describe(method),
         "variant": describe(variant),
         "chain": described(setting.chain),

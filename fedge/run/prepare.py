@@ -157,6 +157,7 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
             prepared.data.public,
             optimizer,
             chain=codecs,
+            cohort=min(stage.cohort or len(spec.devices), len(spec.devices)),
         )
         told = partial(_tell, say, stage.stage)
         menu = _at(spec, f"stages.{stage.index}.method", partial(menu_of, method, variants, setting, told))

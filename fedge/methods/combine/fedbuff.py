@@ -46,7 +46,7 @@ class FedBuff(Method):
         names = ("steps", "batch", "lr")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         inner = make(self.inner, given) if isinstance(self.inner, str) else self.inner
-        if not isinstance(inner, Tuning):
+        if not isinstance(inner, Tuning) or inner.card.family != "tensors":
             raise ValueError(f"'{inner.card.name}' does not train tensors of one model and can't be buffered")
         object.__setattr__(self, "inner", inner)
 

@@ -44,7 +44,7 @@ class Stages(Method):
         given = {k: v for k, v in (("steps", self.steps), ("batch", self.batch)) if v is not None}
         parts = tuple(make(part, given) if isinstance(part, str) else part for part in self.of)
         for part in parts:
-            if not isinstance(part, Tuning):
+            if not isinstance(part, Tuning) or part.card.family != "tensors":
                 raise ValueError(f"'{part.card.name}' does not train tensors of one model: no part of stages")
         if len(self.switch) != len(parts) - 1 or list(self.switch) != sorted(set(self.switch)):
             raise ValueError(f"{len(parts)} methods need {len(parts) - 1} rising rounds in 'switch'")
