@@ -23,6 +23,7 @@ devices:
   below: {{profile: pi-4b-4g, memory: {below}}}
   above: {{profile: pi-4b-4g, memory: {above}}}
 evaluate: {{every: 1, rows: 16}}
+emulation: {{processes: {processes}}}
 stages:
   - customize: {{method: {method}, rounds: 3, steps: 2, batch: 32, pick: richest}}
 """
@@ -39,12 +40,12 @@ def cgroup():
         pytest.skip(f"the wall of this host is {found.name}")
 
 
-@pytest.mark.parametrize("method", ["fedavg", "lora"])
-def test_the_wall_kills_below_the_need_and_not_above_it(method, cgroup, tmp_path):
+@pytest.mark.parametrize(("method", "processes"), [("fedavg", 2), ("lora", 2), ("fedavg", 1)])
+def test_the_wall_kills_below_the_need_and_not_above_it(method, processes, cgroup, tmp_path):
     path = tmp_path / "small-wall.yaml"
 
     def write(below, above):
-        path.write_text(FEDERATION.format(method=method, below=f"{below}B", above=f"{above}B"))
+        path.write_text(FEDERATION.format(method=method, processes=processes, below=f"{below}B", above=f"{above}B"))
 
     write(1 << 30, 1 << 30)
     richest = next(row for row in plan(path, (), lambda line: None) if row["chosen"])
@@ -53,7 +54,7 @@ def test_the_wall_kills_below_the_need_and_not_above_it(method, cgroup, tmp_path
     above = need + max(int(0.10 * need), 4 * MiB)
     write(below, above)
     said = []
-    run = up(path, (), Options(runs=tmp_path / "runs"), said.append)
+    run = up(path, (), Options(runs=tmp_path / "runs", slots=processes), said.append)
 
     events = list(RunFolder(run.folder).read_lines("events.jsonl"))
     lost = [event for event in events if event["event"] == "lost"]
