@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from fedge.emulation import process
 from fedge.emulation import wall as walls
 from fedge.errors import FedgeError, LimitError
-from fedge.run.brief import Brief
 from fedge.run.folder import RunFolder
 from fedge.spec.federation import FederationSpec
+
+if TYPE_CHECKING:
+    from fedge.run.brief import Brief
 
 _FILE = "launcher.json"
 _PREFIX = "fedge-"
