@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-
-import torch
+from importlib.metadata import version
 
 import fedge
 from fedge.errors import FedgeError
@@ -17,7 +16,7 @@ _FILE = "host.json"
 def note_host(folder: RunFolder) -> None:
     """Record it at a run's beginning."""
     platform = " ".join(os.uname()[i] for i in (0, 2, 4))
-    versions = {"fedge": fedge.__version__, "torch": str(torch.__version__)}
+    versions = {"fedge": fedge.__version__, "torch": version("torch")}
     folder.write_json(_FILE, {**versions, "cores": len(os.sched_getaffinity(0)), "platform": platform})
 
 
@@ -34,5 +33,5 @@ def check_host(folder: RunFolder, say: Callable[[str], None]) -> None:
             f"{folder.path} was begun with fedge {begun.get('fedge')}, and this is {fedge.__version__}",
             hint="resume it with that version, or start a run anew",
         )
-    if begun.get("torch") != str(torch.__version__):
-        say(f"begun with torch {begun.get('torch')}, and this is {torch.__version__}: the last bits may differ")
+    if begun.get("torch") != version("torch"):
+        say(f"begun with torch {begun.get('torch')}, and this is {version('torch')}: the last bits may differ")

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 
 from fedge.errors import FedgeError
+from fedge.run.folder import RunFolder
+from fedge.spec.federation import FederationSpec
 
 #: One thread for every maths library: a child forked after a parallel region hangs for ever.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
@@ -65,6 +67,11 @@ class Nursery:
         self._asked = False
         self.alive = True
         self.loaded = False
+
+    @classmethod
+    def of(cls, folder: RunFolder, spec: FederationSpec) -> Nursery:
+        """A run's zygote, which logs in its folder."""
+        return cls(folder.file("devices", "zygote.log"), patience=spec.emulation.heartbeat)
 
     def command(self, do: str, **details: Any) -> None:
         """Send a command; nothing happens when the zygote is gone, which ``read`` then tells."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from fedge import __main__ as command
-from fedge.run.launcher import _Launch
+from fedge.run.launch import Launch
 from tests.run.conftest import sha, stage
 
 
@@ -70,7 +70,7 @@ def fedge(capsys):
 
 def before(monkeypatch, name, act):
     """Have ``act`` happen once, just before the launcher's own ``name``."""
-    real = getattr(_Launch, name)
+    real = getattr(Launch, name)
     left = [True]
 
     def acting(self, *args):
@@ -78,7 +78,7 @@ def before(monkeypatch, name, act):
             act()
         return real(self, *args)
 
-    monkeypatch.setattr(_Launch, name, acting)
+    monkeypatch.setattr(Launch, name, acting)
 
 
 def test_a_full_disk_when_the_folder_is_made(federation, fedge, disk):
