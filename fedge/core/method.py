@@ -16,7 +16,7 @@ Three rules that resume and replay rest on:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -81,17 +81,26 @@ class Ask:
 class Replies(Mapping[str, Payload]):
     """The answers of one turn in device-id order, and who did not answer in time.
 
+    Many large answers do not all lie in memory: those given as functions are read each time that they are asked for.
+    So walk through them once, and keep no more of each than is needed.
+
     ``asked[device]`` is the round in which the question was put (earlier than the present one for a late answer);
     ``lost[device]`` is the cause for a device whose answer will not come.
     """
 
-    def __init__(self, answers: Mapping[str, Payload], asked: Mapping[str, int], lost: Mapping[str, str]):
+    def __init__(
+        self,
+        answers: Mapping[str, Payload | Callable[[], Payload]],
+        asked: Mapping[str, int],
+        lost: Mapping[str, str],
+    ):
         self._answers = {device: answers[device] for device in sorted(answers)}
         self.asked = dict(asked)
         self.lost = dict(lost)
 
     def __getitem__(self, device: str) -> Payload:
-        return self._answers[device]
+        answer = self._answers[device]
+        return answer if isinstance(answer, Payload) else answer()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._answers)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from fedge.run.brief import Brief
 from fedge.run.events import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.ledger import Account
 from fedge.run.server import StageServer
+from fedge.run.stash import Stash
 from fedge.wire.blobs import Blob
 
 
@@ -34,6 +35,18 @@ class Late:
     arrival: float
     payload: Payload
     asked: int
+
+
+@dataclass(frozen=True)
+class _Here:
+    """An answer of this turn, its payload in memory or to be read."""
+
+    arrival: float
+    payload: Payload | Callable[[], Payload]
+    asked: int
+
+    def whole(self) -> Late:
+        return Late(self.arrival, self.payload if isinstance(self.payload, Payload) else self.payload(), self.asked)
 
 
 @dataclass
@@ -61,7 +74,9 @@ class Coordinator:
         slots: int,
         restart: int,
         now: float = 0.0,
+        stash: Stash | None = None,
     ):
+        """``stash``: where answers go that memory should not hold until their turn is over."""
         self.brief = brief
         self.server = server
         self.accounts = {account.name: account for account in sorted(accounts, key=lambda a: a.name)}
@@ -77,7 +92,8 @@ class Coordinator:
         self._turn = 0
         self._ask: Ask | None = None
         self._talks: dict[str, _Talk] = {}
-        self._here: dict[str, tuple[float, Payload]] = {}
+        self._here: dict[str, _Here] = {}
+        self._stash = stash
         self._gone: dict[str, str] = {}
         self._dropped: dict[str, str] = {}
         self._open: set[str] = set()
@@ -280,10 +296,18 @@ class Coordinator:
         if event.done:
             account.rounds += 1
             account.stateful = event.stateful
-        self._here[event.device] = (arrival, payload)
+        self._here[event.device] = _Here(arrival, self._keep(event, payload), self.round)
         self._open.discard(event.device)
         self._record(event, account, arrival, sent, account.energy_j - spent)
         return self._dispatch()
+
+    def _keep(self, event: Answered, payload: Payload) -> Payload | Callable[[], Payload]:
+        """The answer itself, or how to read it again."""
+        path = self._stash.put(event.data) if self._stash is not None else None
+        if path is None:
+            return payload
+        chain, limit = self.brief.chain, self._limit(event.device)
+        return lambda: chain.decode(Payload.from_bytes(bytearray(path.read_bytes())), limit)
 
     def _record(self, event: Answered, account: Account, arrival: float, sent: int, energy: float) -> None:
         began = self._talks[event.device].start
@@ -378,9 +402,10 @@ class Coordinator:
 
     def _judge(self, ask: Ask) -> tuple[Replies, list[Instruction]]:
         """Who answered in time, by emulated arrival; moves the clock to the end of the turn."""
-        arrivals = {device: Late(when, payload, self.round) for device, (when, payload) in self._here.items()}
+        arrivals = dict(self._here)
         if ask.keep:  # what is kept waits for a turn that takes late answers; a newer answer takes its place
-            arrivals = {**self.kept, **arrivals}
+            kept = {device: _Here(late.arrival, late.payload, late.asked) for device, late in self.kept.items()}
+            arrivals = {**kept, **arrivals}
             self.kept = {}
         order = sorted(arrivals, key=lambda device: (arrivals[device].arrival, device))
         end = self._end_of(ask)
@@ -398,7 +423,7 @@ class Coordinator:
             if device in taken:
                 continue
             if ask.keep:
-                self.kept[device] = arrivals[device]
+                self.kept[device] = arrivals[device].whole()
             else:
                 lost[device] = "deadline"
                 talk = self._talks.get(device)
@@ -419,6 +444,9 @@ class Coordinator:
         """End what conversations are left open; the round is over."""
         self._turns = None
         self._ask = None
+        self._here = {}
+        if self._stash is not None:
+            self._stash.clear()
         return [End(device) for device, talk in sorted(self._talks.items()) if not talk.done]
 
     # -- helpers -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fedge.emulation import process
 from fedge.emulation import wall as walls
 from fedge.errors import FedgeError, LimitError
 from fedge.run.folder import RunFolder
+from fedge.run.stash import STASH, Stash
 from fedge.spec.federation import FederationSpec
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def clear(folder: RunFolder, say: Say) -> None:
         if busy:
             say(f"not cleared, because processes are left in them: {', '.join(busy)}")
     _remove(Path(left["scratch"]))
+    Stash(folder.file(*STASH)).discard()
     for beside in (folder.path, folder.file("checkpoints"), folder.file("export")):
         for path in beside.glob(".*"):
             if not _UNFINISHED.fullmatch(path.name):

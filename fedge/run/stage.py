@@ -20,6 +20,7 @@ from fedge.run.folder import RunFolder, plain
 from fedge.run.ledger import Account
 from fedge.run.prepare import Prepared
 from fedge.run.server import StageServer
+from fedge.run.stash import STASH, Stash
 from fedge.run.states import forget_states
 from fedge.run.watch import Watch
 from fedge.units import format_bytes
@@ -64,7 +65,13 @@ class Stage:
         ]
         server = StageServer(brief, base, prepared.data.task, prepared.data.public)
         self.coordinator = Coordinator(
-            brief, server, accounts, slots=slots, restart=spec.emulation.restart, now=checkpoint.now
+            brief,
+            server,
+            accounts,
+            slots=slots,
+            restart=spec.emulation.restart,
+            now=checkpoint.now,
+            stash=Stash(folder.file(*STASH)),
         )
         self.fresh = not checkpoint.open
         if self.fresh:

@@ -82,14 +82,16 @@ def brief(method: Method | None = None, needs=(50, 20, 5), **changes) -> Brief:
     return Brief(**{**usual, **changes}, method=method, variants=(method,) * len(menu), menu=menu)
 
 
-def coordinator(told: Brief, devices=4, *, slots=2, restart=1, budgets=None, availability=1.0) -> Coordinator:
+def coordinator(
+    told: Brief, devices=4, *, slots=2, restart=1, budgets=None, availability=1.0, stash=None
+) -> Coordinator:
     names = [f"d{i}" for i in range(devices)] if isinstance(devices, int) else list(devices)
     server = StageServer(told, nn.Linear(1, 1), Task("image-classification", 2), None)
     accounts = [
         Account(name, (budgets or {}).get(name) or budget(flops=1e9 / (i + 1)), 10, availability)
         for i, name in enumerate(names)
     ]
-    return Coordinator(told, server, accounts, slots=slots, restart=restart)
+    return Coordinator(told, server, accounts, slots=slots, restart=restart, stash=stash)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from fedge.core.method import Ask
 from fedge.core.payload import Payload
 from fedge.errors import MethodError
 from fedge.run.events import Answered, Died, Lost
+from fedge.run.stash import Stash
 from tests.run.fakes import MiB, Play, Sum, brief, budget, coordinator, ending, number
 
 
@@ -39,6 +40,24 @@ METHODS = [
     Sum(turns=2, deadline=2.5),
     Sum(want=3),
 ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_that_lie_in_files_count_as_those_in_memory(method, tmp_path):
+    told = brief(method, deadline=4.0, rounds=4)
+    place = tmp_path / "answers"
+    seen = []
+
+    class Seen(Stash):
+        def put(self, data):
+            path = super().put(data)
+            seen.append(path is not None and path.is_file())
+            return path
+
+    stashed = play(told, devices=5, stash=Seen(place, limit=100))
+    assert ending(stashed) == ending(play(told, devices=5))
+    assert any(seen)
+    assert not place.exists()
 
 
 @settings(max_examples=60, deadline=None)
