@@ -29,6 +29,10 @@ LOOK, GRACE = 0.01, 10.0
 _SAME = ("stage", "method", "rounds", "metrics", "devices", "lost", "virtual_s", "bytes_up", "bytes_down", "energy_j")
 
 
+#: What libraries leave in a temporary folder for good: onnxruntime's session file.
+_NOT_OURS = (".ses",)
+
+
 @dataclass(frozen=True)
 class Blow:
     """When to strike, in seconds of the run's own time, and the kinds of victims in the order to look for them.
@@ -231,7 +235,7 @@ class Run:
         """Processes, groups, sockets, scratch and unfinished files that are still there after a grace."""
         left = self._await_gone()
         left += [str(path) for path in self._groups()]
-        left += [str(path) for path in self._temporary.iterdir()]
+        left += [str(path) for path in self._temporary.iterdir() if path.name not in _NOT_OURS]
         left += [path for path in sorted(self._seen) if Path(path).exists()]
         if (folder := self._folder()) is not None:
             left += [str(path) for path in folder.path.rglob(".*")]
