@@ -104,7 +104,8 @@ def _work(model: nn.Module, orders: int, answers: int, devices: int, pinned: boo
         start = _read(orders, count)
         total = torch.zeros_like(start)
         for _ in range(devices):
-            nn.utils.vector_to_parameters(start, model.parameters())
+            # a copy: the parameters become views of the vector, and training would change the start with them
+            nn.utils.vector_to_parameters(start.clone(), model.parameters())
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
             for _ in range(STEPS):
                 rows = torch.randint(0, len(labels), (BATCH,))
