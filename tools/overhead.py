@@ -10,9 +10,7 @@ fedge adds. Processor time is read from the kernel's counters of every process a
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ import torch
 from fedge.errors import FedgeError
 from fedge.run.launcher import Options, up
 from tools.bare import BATCH, SLOTS, STEPS, Bare, model_of
+from tools.figures import figure, show
 from tools.kernel import cpu_seconds, tree
 
 DEVICES = 32
@@ -104,25 +103,18 @@ def measure(model: str, wall: str, rounds: int, folder: Path) -> Pairs:
 def figures(found: dict[tuple[str, str], Pairs]) -> list[dict[str, Any]]:
     """Ratios of wall time, processor time a visit, and what the pinned malloc costs on its own."""
     lines: list[dict[str, Any]] = []
-
-    def add(name: str, values: list[float], unit: str, goal: float | None = None) -> None:
-        value = statistics.median(values)
-        line = {"name": name, "value": round(value, 3), "unit": unit, "spread": round(max(values) - min(values), 3)}
-        if goal is not None:
-            line |= {"goal": f"<= {goal:g}", "holds": value <= goal}
-        lines.append({**line, "n": len(values)})
-
     for (model, wall), pairs in found.items():
         setting = "malloc as glibc has it, no wall" if wall == "none" else "malloc pinned, wall up"
         goal = 1.15 if model == "vit-nano" else None
-        add(f"round of {DEVICES} × {model} against the bare loop ({setting})", pairs.ratios, "×", goal)
+        lines.append(figure(f"round of {DEVICES} × {model} against the bare loop ({setting})", pairs.ratios, "×", goal))
         goal = 1.0 if model == "mlp" else None
-        add(f"processor time a visit beyond the bare loop's, {model} ({setting})", pairs.extra_ms, "ms", goal)
+        name = f"processor time a visit beyond the bare loop's, {model} ({setting})"
+        lines.append(figure(name, pairs.extra_ms, "ms", goal))
     for model in ("vit-nano", "mlp"):
         pinned, free = found.get((model, "auto")), found.get((model, "none"))
         if pinned and free:
-            rounds = zip(pinned.bare, free.bare, strict=False)
-            add(f"what pinned malloc costs the bare loop, {model}", [one / other for one, other in rounds], "×")
+            ratios = [one / other for one, other in zip(pinned.bare, free.bare, strict=False)]
+            lines.append(figure(f"what pinned malloc costs the bare loop, {model}", ratios, "×"))
     return lines
 
 
@@ -144,14 +136,7 @@ def main() -> int:
         except FedgeError as error:
             print(f"tools.overhead: {error}", file=sys.stderr)
             return error.exit_code
-    lines = figures(found)
-    if told.json:
-        print(json.dumps({"figures": lines}, indent=2))
-    else:
-        for line in lines:
-            goal = f"  (goal {line['goal']})" if "goal" in line else ""
-            print(f"{line['name']}: {line['value']} {line['unit']}, spread {line['spread']}, n {line['n']}{goal}")
-    return 0 if all(line.get("holds", True) for line in lines) else 1
+    return show(figures(found), told.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The data are random images: nothing is learnt here.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ import numpy as np
 
 from fedge.errors import FedgeError
 from fedge.run.launcher import Options, up
+from tools.figures import figure, show
 from tools.kernel import memory, name, tree
 
 MiB, GiB = 2**20, 2**30
@@ -179,15 +179,6 @@ def until(command: list[str], word: str) -> float:
     return took
 
 
-def figure(name: str, values: list[float], unit: str, goal: float | None = None) -> dict[str, Any]:
-    """A figure as tools print them: the median, its spread, and whether the goal holds."""
-    value = statistics.median(values)
-    line = {"name": name, "value": round(value, 3), "unit": unit}
-    if goal is not None:
-        line |= {"goal": f"<= {goal:g}", "holds": value <= goal}
-    return {**line, "spread": round(max(values) - min(values), 3), "n": len(values)}
-
-
 def main() -> int:
     """Measure and print; 0 when the goals hold."""
     parser = argparse.ArgumentParser(prog="python -m tools.scale", description=__doc__.splitlines()[0])
@@ -211,13 +202,7 @@ def main() -> int:
         except FedgeError as error:
             print(f"tools.scale: {error}", file=sys.stderr)
             return error.exit_code
-    if told.json:
-        print(json.dumps({"figures": found}, indent=2))
-    else:
-        for line in found:
-            goal = f"  (goal {line['goal']})" if "goal" in line else ""
-            print(f"{line['name']}: {line['value']} {line['unit']}{goal}")
-    return 0 if all(line.get("holds", True) for line in found) else 1
+    return show(found, told.json)
 
 
 if __name__ == "__main__":

@@ -147,11 +147,24 @@ def test_descriptions_that_make_no_payload_are_protocol_errors(about):
 GOOD = bytes(Payload({"delta": {"a": torch.zeros(3), "b": torch.zeros(2, 2).bfloat16()}}, meta={"x": 1}).to_bytes())
 
 
+def comes_through(payload):
+    """What was accepted is whole: it packs again to the same tensors."""
+    again = Payload.from_bytes(payload.to_bytes())
+    assert {role: list(tree) for role, tree in again.parts.items()} == {
+        role: sorted(tree, key=lambda name: (-tree[name].element_size(), f"{role}/{name}"))
+        for role, tree in payload.parts.items()
+    }
+    for role, tree in payload.parts.items():
+        for name, tensor in tree.items():
+            assert torch.equal(again[role][name].view(torch.uint8), tensor.contiguous().view(torch.uint8))
+    assert (again.weight, again.meta) == (payload.weight, payload.meta)
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_payload_or_a_protocol_error(data):
     with contextlib.suppress(ProtocolError):
-        Payload.from_bytes(bytearray(data))
+        comes_through(Payload.from_bytes(bytearray(data)))
 
 
 @settings(max_examples=600, deadline=None)
@@ -162,7 +175,7 @@ def test_damaged_payloads_give_a_payload_or_a_protocol_error(changes, length):
         data[at] = value
     for damaged in (data, data[:length]):
         with contextlib.suppress(ProtocolError):
-            Payload.from_bytes(damaged)
+            comes_through(Payload.from_bytes(damaged))
 
 
 VALUES = st.recursive(
@@ -184,4 +197,6 @@ ENTRIES = st.fixed_dictionaries(
 @given(st.dictionaries(st.text(max_size=3) | st.just("__metadata__"), ENTRIES | VALUES, max_size=3))
 def test_any_header_gives_tensors_or_a_protocol_error(header):
     with contextlib.suppress(ProtocolError):
-        unpack(framed(header, bytes(20)))
+        tensors, _ = unpack(framed(header, bytes(20)))
+        assert all(tensor.untyped_storage().nbytes() <= len(framed(header, bytes(20))) for tensor in tensors.values())
+        assert all(not tensor.to(torch.float64).abs().sum() for tensor in tensors.values()), "the bytes were all zero"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from itertools import pairwise
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 
 from tools.bare import Bare, Mlp
+from tools.figures import figure, show
 from tools.kernel import cpu_seconds, memory, name, tree
 from tools.overhead import DEVICES, Pairs, figures
-from tools.scale import figure
 
 
 def test_pairs_are_compared_one_by_one():
@@ -35,6 +36,14 @@ def test_a_figure_is_the_median_beside_its_goal():
         "spread": 2.0,
         "n": 3,
     }
+
+
+def test_a_goal_that_does_not_hold_is_told_by_the_exit_code(capsys):
+    good, bad = figure("good", [1.0], "s", 2.0), figure("bad", [3.0], "s", 2.0)
+    assert show([good], as_json=False) == 0
+    assert capsys.readouterr().out == "good: 1.0 s, spread 0.0, n 1  (goal <= 2)\n"
+    assert show([good, bad], as_json=True) == 1
+    assert json.loads(capsys.readouterr().out) == {"figures": [good, bad]}
 
 
 def test_the_kernel_tells_of_this_process():

@@ -1,0 +1,29 @@
+"""How the tools give their figures: a median with its spread beside its goal, as lines or as one JSON document."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def figure(name: str, values: Sequence[float], unit: str, goal: float | None = None) -> dict[str, Any]:
+    """The median of ``values`` under a name; ``goal``: the most that it may be."""
+    value = statistics.median(values)
+    line: dict[str, Any] = {"name": name, "value": round(value, 3), "unit": unit}
+    if goal is not None:
+        line |= {"goal": f"<= {goal:g}", "holds": value <= goal}
+    return {**line, "spread": round(max(values) - min(values), 3), "n": len(values)}
+
+
+def show(found: Sequence[dict[str, Any]], as_json: bool) -> int:
+    """Print figures; the exit code is 0 when every goal holds, else 1."""
+    if as_json:
+        print(json.dumps({"figures": list(found)}, indent=2))
+    else:
+        for line in found:
+            spread = f", spread {line['spread']}" if "spread" in line else ""
+            goal = f"  (goal {line['goal']})" if "goal" in line else ""
+            print(f"{line['name']}: {line['value']} {line['unit']}{spread}, n {line['n']}{goal}")
+    return 0 if all(line.get("holds", True) for line in found) else 1
