@@ -11,7 +11,8 @@ import torch
 
 from fedge.core.payload import Payload
 from fedge.errors import FedgeError
-from fedge.run.coordinator import Coordinator, Late
+from fedge.run.answers import Late
+from fedge.run.coordinator import Coordinator
 from fedge.run.states import load_state, save_state
 
 _FILE = "run.checkpoint"

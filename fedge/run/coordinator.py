@@ -20,33 +20,13 @@ from fedge.core.method import Ask, Replies, State
 from fedge.core.payload import Payload
 from fedge.core.rng import seed_everything, seed_for
 from fedge.errors import FedgeError, MethodError, ProtocolError
+from fedge.run.answers import Here, Late, judge, require_finite
 from fedge.run.brief import Brief
 from fedge.run.events import Answered, Died, End, Event, Instruction, Lost, Picked, Seek, Send
 from fedge.run.ledger import Account
 from fedge.run.server import StageServer
 from fedge.run.stash import Stash
 from fedge.wire.blobs import Blob
-
-
-@dataclass
-class Late:
-    """An answer that came too late for its turn and is kept for another; ``asked``: the round of its question."""
-
-    arrival: float
-    payload: Payload
-    asked: int
-
-
-@dataclass(frozen=True)
-class _Here:
-    """An answer of this turn, its payload in memory or to be read."""
-
-    arrival: float
-    payload: Payload | Callable[[], Payload]
-    asked: int
-
-    def whole(self) -> Late:
-        return Late(self.arrival, self.payload if isinstance(self.payload, Payload) else self.payload(), self.asked)
 
 
 @dataclass
@@ -92,7 +72,7 @@ class Coordinator:
         self._turn = 0
         self._ask: Ask | None = None
         self._talks: dict[str, _Talk] = {}
-        self._here: dict[str, _Here] = {}
+        self._here: dict[str, Here] = {}
         self._stash = stash
         self._gone: dict[str, str] = {}
         self._dropped: dict[str, str] = {}
@@ -281,7 +261,7 @@ class Coordinator:
             return self._dispatch()
         try:
             payload = self.brief.chain.decode(Payload.from_bytes(event.data), self._limit(event.device))
-            _finite(payload)
+            require_finite(payload)
         except ProtocolError as error:
             return [End(event.device), *self._lose(Lost(event.device, "protocol", detail=str(error)))]
         account = self.accounts[event.device]
@@ -296,7 +276,7 @@ class Coordinator:
         if event.done:
             account.rounds += 1
             account.stateful = event.stateful
-        self._here[event.device] = _Here(arrival, self._keep(event, payload), self.round)
+        self._here[event.device] = Here(arrival, self._keep(event, payload), self.round)
         self._open.discard(event.device)
         self._record(event, account, arrival, sent, account.energy_j - spent)
         return self._dispatch()
@@ -404,24 +384,14 @@ class Coordinator:
         """Who answered in time, by emulated arrival; moves the clock to the end of the turn."""
         arrivals = dict(self._here)
         if ask.keep:  # what is kept waits for a turn that takes late answers; a newer answer takes its place
-            kept = {device: _Here(late.arrival, late.payload, late.asked) for device, late in self.kept.items()}
+            kept = {device: Here(late.arrival, late.payload, late.asked) for device, late in self.kept.items()}
             arrivals = {**kept, **arrivals}
             self.kept = {}
-        order = sorted(arrivals, key=lambda device: (arrivals[device].arrival, device))
-        end = self._end_of(ask)
-        want = len(order) if ask.want is None else min(ask.want, len(order))
-        taken = [device for device in order if arrivals[device].arrival <= end][:want]
-        awaited = len(order) + len(self._gone)
-        if len(taken) >= (awaited if ask.want is None else min(ask.want, awaited)) or end == math.inf:
-            finished = max((arrivals[device].arrival for device in taken), default=self.now)
-        else:  # the server can't know that nobody else will come, so it waits until the deadline
-            finished = end
-        self.now = max(self.now, finished)
+        judged = judge(arrivals, ask, now=self.now, end=self._end_of(ask), gone=len(self._gone))
+        self.now = judged.finished
         out: list[Instruction] = []
         lost = dict(self._gone)
-        for device in order:
-            if device in taken:
-                continue
+        for device in judged.late:
             if ask.keep:
                 self.kept[device] = arrivals[device].whole()
             else:
@@ -430,8 +400,8 @@ class Coordinator:
                 if talk is not None and not talk.done:
                     out.append(End(device))
                 self._drop(Lost(device, "deadline"), arrival=arrivals[device].arrival)
-        answers = {device: arrivals[device].payload for device in taken}
-        return Replies(answers, {device: arrivals[device].asked for device in taken}, lost), out
+        answers = {device: arrivals[device].payload for device in judged.taken}
+        return Replies(answers, {device: arrivals[device].asked for device in judged.taken}, lost), out
 
     def _end_of(self, ask: Ask) -> float:
         """When answers begin to be late: by the turn's deadline from now, by the round's from the round's start."""
@@ -513,10 +483,3 @@ def _identity(payload: Payload) -> tuple[Any, ...]:
     """Equal for payloads that hold the very same tensors, weight and meta, as long as they live."""
     tensors = tuple((role, name, id(tensor)) for role, tree in payload.parts.items() for name, tensor in tree.items())
     return (tuple(payload.parts), tensors, payload.weight, json.dumps(payload.meta, sort_keys=True, default=repr))
-
-
-def _finite(payload: Payload) -> None:
-    """Raise ProtocolError, naming the tensor, when an answer holds numbers that would spoil every average."""
-    spoilt = payload.not_finite()
-    if spoilt is not None:
-        raise ProtocolError(f"its answer's {spoilt} holds numbers that are not finite")

@@ -90,7 +90,7 @@ def test_a_run_that_has_not_begun_has_an_empty_checkpoint(tmp_path):
 
 
 def test_late_answers_keep_their_bytes(tmp_path):
-    from fedge.run.coordinator import Late
+    from fedge.run.answers import Late
 
     of = coordinator(brief())
     payload = Payload({"delta": {"a": torch.randn(3, 5), "b": torch.zeros(0)}}, weight=7.0, meta={"k": [1]})
