@@ -138,7 +138,7 @@ class Launch:
                 base = self._stage(brief, base, None)
             return
         store.save(self.prepared.data, self.left.scratch / "data")
-        with Hub(f"ipc://{self.left.scratch / 'hub'}") as hub:
+        with Hub(self.left.address) as hub:
             for brief in all_briefs[self.checkpoint.stage :]:
                 base = self._stage(brief, base, hub)
 

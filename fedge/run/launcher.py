@@ -15,6 +15,7 @@ from fedge.run.limits import clear, footprint, limits_of
 from fedge.run.nursery import Nursery
 from fedge.spec import load_federation, resolved
 from fedge.spec.federation import FederationSpec, find_federation
+from fedge.wire.bus import path_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,6 +92,8 @@ def up(
     with footprint(folder) as left:
         if options.resume is None:
             _found(folder, spec, find_federation(federation))
+        if not options.inline:
+            path_of(left.address)  # before minutes go into planning for a run whose socket can't be made
         nursery = _early(spec, folder, options)
         try:
             from fedge.run.launch import Launch

@@ -108,6 +108,11 @@ class Footprint:
     scratch: Path
     groups: str | None = None
 
+    @property
+    def address(self) -> str:
+        """Where the devices' processes reach the launcher."""
+        return f"ipc://{self.scratch / 'hub'}"
+
     def write(self) -> None:
         """Record it, with this process's pid and start time."""
         pid = os.getpid()

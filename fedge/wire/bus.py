@@ -37,7 +37,7 @@ QUEUED = 64  # messages that ZeroMQ holds for us from each peer before that peer
 Pace: TypeAlias = Callable[[int], float]
 
 
-def _path_of(address: str) -> str:
+def path_of(address: str) -> str:
     """The path in an ``ipc://`` address; FedgeError for every other one."""
     if address.startswith("tcp://"):
         raise FedgeError(f"{address}: tcp needs CURVE keys, and is not built yet", hint="use ipc:// on one host")
@@ -79,7 +79,7 @@ class Hub:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         try:
-            _path_of(address)
+            path_of(address)
             _prepare(self._socket)
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._socket.bind(address)
@@ -196,7 +196,7 @@ class Line:
         ``limit`` is the largest blob to accept, ``window`` what may be under way, in bytes; ``beat`` is in seconds.
         ``up`` and ``down`` pace the link: told the bytes of a chunk, each says in how many seconds it may pass.
         """
-        _path_of(address)
+        path_of(address)
         self.address = address
         self.device = device
         self.incarnation = incarnation

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tempfile
 
 import pytest
 
@@ -224,3 +225,18 @@ def test_a_place_that_cannot_be_had_stops_the_run(pin, said, fedge, tmp_path):
     assert code == 4
     assert said in complaint[0]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_temporary_folder_too_deep_for_a_socket_is_told_before_anything_is_read(
+    fedge, federation, tmp_path, monkeypatch
+):
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    code, complaint = fedge("up", federation(stage("fedavg")), "--runs", tmp_path / "runs")
+    assert code == 1
+    assert len(complaint) == 1
+    assert "at most 107 bytes" in complaint[0]
+    assert "TMPDIR" in complaint[0]
+    assert not list((tmp_path / "runs").glob("*/devices/zygote.log")), "nothing was started"
+    assert not list(deep.iterdir())
