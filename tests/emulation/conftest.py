@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import pickle
@@ -33,6 +34,7 @@ class Child:
         os.close(to_test[0] if inside else to_child[0])
         os.close(to_child[1] if inside else to_test[1])
         if inside:
+            gc.freeze()  # what earlier tests left in cycles is not to be freed in the middle of a count
             try:
                 body(self)
                 os._exit(0)

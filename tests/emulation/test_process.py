@@ -99,6 +99,7 @@ def test_a_name_with_brackets_and_blanks_does_not_confuse(fork):
 def test_memory_is_told(fork):
     def body(child):
         malloc.pin_malloc()
+        malloc.trim()  # as test_rlimit's device does
         child.say()
         child.hear()
         block = fill(32 * MiB)

@@ -22,6 +22,7 @@ def device(record, steps, limit=CAP):
         group = wall.rejoin(record)
         group.join()
         malloc.pin_malloc()
+        malloc.trim()  # now, and not at the first free that the pinned threshold lets trim, in the middle of a count
         child.say("joined")
         child.hear()
         if limit is not None:
