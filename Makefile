@@ -18,7 +18,7 @@ quickstart: $(READY) ## run the quickstart federation
 	$(BIN)/fedge up federations/quickstart.yaml
 
 test: $(READY) ## run the quick tests
-	$(BIN)/python -m pytest -m 'not slow and not kit'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not kit'
 
 lint: $(READY) ## formatting and lint
 	$(BIN)/ruff format --check .
@@ -30,10 +30,10 @@ types: $(READY) ## mypy, strict on the typed rooms
 check: lint types test ## everything that a commit must pass
 
 slow: $(READY) ## the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 kit: $(READY) ## every method of the catalogue through the conformance kit
-	$(BIN)/python -m pytest -m kit
+	$(BIN)/python -m pytest -m kit -n 2 --dist loadgroup
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, TypeVar
 
 import typer
 
-from fedge.commands import complete, deploy
+from fedge.commands import audit, complete, deploy, host, remote, strike
 from fedge.commands import runs as verbs
+from fedge.commands import sweep as grids
 from fedge.commands.parameters import BestEffort, Federation, Json, Runs, Set, Slots, print_json, progress
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="fedge",
@@ -61,6 +65,7 @@ def config(federation: Federation, set: Set = None, as_json: Json = False) -> No
 
 
 app.command()(verbs.up)
+app.command()(grids.sweep)
 
 
 @app.command()
@@ -72,22 +77,59 @@ def plan(
         typer.Option("--device", metavar="DEVICE", help="Only this device.", autocompletion=complete.devices),
     ] = None,
     all_offers: Annotated[bool, typer.Option("--all", help="Every variant, not only what is picked.")] = False,
+    memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--memory", metavar="SIZE", help="Ask for a device that grants so much, such as 512MiB."),
+    ] = None,
+    network: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--network", metavar="LINK", help="… with this link class (`fedge devices` lists them)."),
+    ] = None,
+    compute: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--compute", metavar="RATE", help="… that sustains so much, such as 9GFLOP/s."),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--profile", metavar="PROFILE", help="… of this profile; the file's first device by default."),
+    ] = None,
+    invert: Annotated[
+        bool,
+        typer.Option("--max-budget", help="The least memory, link and compute with which each method is in time."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a round would cost each device, what fits, and what each device picks. Trains nothing.
 
-    Example: fedge plan federations/quickstart.yaml --device pi-00 --all
-    """
-    from fedge.report.closing import plan_table
-    from fedge.run.planning import plan
+    Exit code 3 when too few devices can afford a stage. A model may be a config.json alone, without weights.
 
-    rows = plan(federation, set or (), progress)
+    Example: fedge plan federations/quickstart.yaml --device pi-00 --all
+
+    Example: fedge plan federations/quickstart.yaml --memory 512MiB --network lte-cat4
+
+    Example: fedge plan federations/quickstart.yaml --max-budget
+    """
+    from fedge.report.closing import budget_table, plan_table
+    from fedge.run.planning import WhatIf, look, max_budget
+    from fedge.run.plans import require_enough
+
+    what_if = WhatIf(profile, memory, network, compute)
+    if what_if and device is not None:
+        raise typer.BadParameter("a device that is not in the file has no name in it", param_hint="--device")
+    if invert:
+        found = max_budget(federation, set or (), progress, what_if)
+        print_json({"plan": found}) if as_json else budget_table(found)
+        return
+    seen = look(federation, set or (), progress, what_if)
+    rows = seen.rows
     if device is not None:
         known = {row["device"] for row in rows}
         if device not in known:
             raise typer.BadParameter(f"'{device}' is none of {', '.join(sorted(known))}", param_hint="--device")
         rows = [row for row in rows if row["device"] == device]
     print_json({"plan": rows}) if as_json else plan_table(rows, all_offers=all_offers)
+    if not what_if:
+        require_enough(seen.spec, seen.plans)
 
 
 @app.command()
@@ -145,24 +187,50 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN RUN…", help="Folders of runs.", autocompletion=complete.runs)
     ],
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="METRIC=VALUE", help="Say what each stage spent until it was so good: accuracy=0.9."),
+    ] = None,
+    within: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="BUDGET", help="Say how good each stage was within a budget: 90s, 20MiB, or 90s,20MiB."),
+    ] = None,
+    learn: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE", help="Write what methods are worth that ran alone; a stage reads it by learned: FILE."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Set runs side by side: stages, models, and the settings in which they differ.
 
-    Example: fedge compare runs/20260131-120000-quickstart runs/20260131-130000-quickstart
+    Example: fedge compare runs/20260131-120000-quickstart runs/20260131-130000-quickstart --target accuracy=0.7
     """
     from fedge.report.compare import compare, compare_tables
+    from fedge.report.target import read_target, read_within
 
-    if len({run.resolve() for run in runs}) < 2:
+    if len({run.resolve() for run in runs}) < 2 and learn is None:
         raise typer.BadParameter("give two runs or more", param_hint="RUN")
-    found = compare(runs)
+    if learn is not None:
+        from fedge.commands.learn import write
+
+        write(learn, runs)
+    found = compare(runs, _read(read_target, target, "--target"), _read(read_within, within, "--within"))
     print_json(found) if as_json else compare_tables(found)
 
 
-for verb in (verbs.ps, verbs.logs, verbs.stats, verbs.down):
+def _read(parse: Callable[[str], T], given: str | None, option: str) -> T | None:
+    try:
+        return None if given is None else parse(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+for verb in (verbs.ps, verbs.logs, verbs.stats, verbs.down, strike.kill, strike.pause, strike.unpause):
     app.command()(verb)
 
-for verb in (deploy.export, deploy.infer):
+for verb in (remote.join, remote.keys, deploy.export, deploy.infer, audit.audit, host.doctor):
     app.command()(verb)
 
 
@@ -227,14 +295,40 @@ def codecs(
 
 
 @app.command()
-def devices(as_json: Json = False) -> None:
-    """List the device profiles and link classes that come with fedge.
+def devices(
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            metavar="[DEVICE]",
+            help="Show this profile (a name, or a YAML file) or link class: each figure, how it is known, its source.",
+            autocompletion=complete.profiles,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where `calibrate` writes the profile.")] = Path(
+        "mine.yaml"
+    ),
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="How many threads `calibrate` measures; all cores by default."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the device profiles and link classes that come with fedge, or show one with its sources.
 
-    Example: fedge devices
+    `calibrate` in place of a name measures this machine (about a minute) and writes its profile.
+
+    Example: fedge devices pi-4b-4g
+
+    Example: fedge devices calibrate --out laptop.yaml
     """
-    from fedge.report.listings import devices_tables
+    if device == "calibrate":
+        from fedge.commands.host import calibrate
 
-    rows, show = devices_tables()
+        calibrate(out, threads, as_json)
+        return
+    from fedge.report.devices import device_card, devices_tables
+
+    rows, show = device_card(device) if device else devices_tables()
     print_json(rows) if as_json else show()
 
 

@@ -234,6 +234,18 @@ _WATTS = _Kind(
     most=1e7,
     zero=True,
 )
+_JOULES = _Kind(
+    what="energy",
+    units={**_decimal("m_kM", "J"), "mWh": Decimal("3.6"), "Wh": Decimal(3600), "kWh": Decimal(3600000)},
+    also={"joule": "J", "joules": "J"},
+    wrong={
+        "W": "W is power, energy is in joules; {n}J?",
+        "mAh": "mAh needs a voltage; 4000mAh at 3.85V are 15.4Wh",
+        "%": "a share of what? say it in joules or Wh",
+    },
+    propose="J",
+    most=1e12,
+)
 
 
 def parse_bytes(given: object) -> int:
@@ -270,6 +282,11 @@ def parse_flops(given: object) -> float:
 def parse_watts(given: object) -> float:
     """Power in watts, from '6W'."""
     return float(_WATTS.read(given))
+
+
+def parse_joules(given: object) -> float:
+    """Energy in joules, from '20J', '15.4Wh'."""
+    return float(_JOULES.read(given))
 
 
 def parse_share(given: object, *, zero: bool = True) -> float:
@@ -332,6 +349,11 @@ def format_flops(rate: float, *, exact: bool = False) -> str:
 def format_watts(power: float, *, exact: bool = False) -> str:
     """'6 W'."""
     return _WATTS.exact(power) if exact else _WATTS.human(power, tuple(_WATTS.units))
+
+
+def format_joules(energy: float, *, exact: bool = False) -> str:
+    """'20 J', '55.4 kJ'."""
+    return _JOULES.exact(energy) if exact else _JOULES.human(energy, ("mJ", "J", "kJ", "MJ"))
 
 
 def format_share(share: float) -> str:

@@ -18,19 +18,6 @@ GROUP = typer.main.get_command(app)
 ROOT = Path(command.__file__).parent.parent
 
 
-@pytest.fixture
-def fedge(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            command.main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
-
-
 def killed(folder):
     (folder / "devices").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
@@ -161,6 +148,7 @@ def test_a_tab_offers_what_there_is(tmp_path):
     assert completed("fedge plan mine --device pi-", tmp_path) == ["pi-00", "pi-01"]
     assert completed("fedge plan nowhere --device pi-", tmp_path) == []
     assert "lora" in completed("fedge methods lo", tmp_path)
+    assert completed("fedge devices pi-4", tmp_path) == ["pi-4b-4g"]
     assert completed("fedge up --progress l", tmp_path) == ["live"]
     assert {"ps", "plan", "profile"} <= set(completed("fedge p", tmp_path))
 

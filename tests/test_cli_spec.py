@@ -93,7 +93,7 @@ def test_methods(fedge):
     assert all("deploy" in row["stage"] for row in rows)
     assert "liu2022" in {name for row in rows for name in (row["key"], *row["aliases"].split(", "))}
     code, out, _ = fedge("methods")
-    assert "guo2023b" in out, "a method of the survey that is not built is listed by its citation"
+    assert "deng2023" in out, "a method of the survey that is not built is listed by its citation"
     assert "HetLoRA" in fedge("methods", "cho2023")[1], "one that is built is found by its citation too"
 
 
@@ -104,6 +104,37 @@ def test_devices(fedge):
     assert {row["name"]: row["memory"] for row in document["devices"]}["pi-zero-2w"] == 340 * 2**20
     assert len(document["links"]) == 15
     assert "too small" in fedge("devices")[1]
+
+
+def test_a_device_says_how_each_figure_is_known(fedge):
+    code, out, _ = fedge("devices", "jetson-orin-nano-8g", "--json")
+    assert code == 0
+    [found] = json.loads(out)["devices"]
+    figures = {row["figure"]: row for row in found["figures"]}
+    assert figures["memory"]["value"] == "6.84 GiB"
+    assert figures["power"]["basis"] == "specification"
+    assert "tinymembench" in fedge("devices", "pi-4b-4g")[1]
+    for row in figures.values():
+        assert row["basis"] in ("measured", "specification", "derived", "estimate")
+        assert row["basis"] != "measured" or row["sources"]
+    shown = fedge("devices", "jetson-orin-nano-8g")[1]
+    assert all(place in shown for row in figures.values() for place in row["sources"])
+
+
+def test_a_link_class_and_a_file_can_be_shown_too(fedge, tmp_path):
+    assert "837 ms" in fedge("devices", "nbiot")[1]
+    assert json.loads(fedge("devices", "nbiot", "--json")[1])["links"][0]["up"] == "60 kbit/s"
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nabout: my board\nmemory: 1GiB\ncompute: 4 GFLOP/s\nmemory_bandwidth: 1 GB/s\nnetwork: wifi4\n"
+        "power: {idle: 1W, active: 2W}\n"
+    )
+    shown = fedge("devices", str(file))[1]
+    assert "my board" in shown
+    assert "not said" in shown
+    code, _, err = fedge("devices", "pi-4b")
+    assert code == 2
+    assert "did you mean 'pi-4b-4g'" in err
 
 
 def test_schema(fedge):

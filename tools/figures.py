@@ -8,13 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def figure(name: str, values: Sequence[float], unit: str, goal: float | None = None) -> dict[str, Any]:
-    """The median of ``values`` under a name; ``goal``: the most that it may be."""
+def figure(
+    name: str, values: Sequence[float], unit: str, goal: float | None = None, *, least: float | None = None
+) -> dict[str, Any]:
+    """The median of ``values`` under a name; ``goal``: the most that it may be; ``least``: the least."""
     value = statistics.median(values)
-    line: dict[str, Any] = {"name": name, "value": round(value, 3), "unit": unit}
+    line: dict[str, Any] = {"name": name, "value": _short(value), "unit": unit}
     if goal is not None:
         line |= {"goal": f"<= {goal:g}", "holds": value <= goal}
-    return {**line, "spread": round(max(values) - min(values), 3), "n": len(values)}
+    if least is not None:
+        line |= {"goal": f">= {least:g}", "holds": value >= least}
+    return {**line, "spread": _short(max(values) - min(values)), "n": len(values)}
+
+
+def _short(value: float) -> float:
+    """Three places after the point, or three digits of what is smaller than that."""
+    return round(value, 3) if abs(value) >= 0.01 else float(f"{value:.3g}")
 
 
 def show(found: Sequence[dict[str, Any]], as_json: bool) -> int:

@@ -1,4 +1,7 @@
-"""Whole numbers in few bits, and places of a vector, packed into bytes; most significant bit first."""
+"""Whole numbers in few bits, and places of a vector, packed into bytes; most significant bit first.
+
+Of a plan's tensors, which have no numbers, the results have the right sizes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedge.core.traced import is_traced
 from fedge.errors import ProtocolError
 
 #: Numbers at once: a multiple of 8, so that every piece ends on a byte, and small, since a bit takes a byte meanwhile.
@@ -23,6 +27,8 @@ def nbytes(count: int, bits: int) -> int:
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers [n] in [0, 2**bits), of at most 31 bits, as ``nbytes(n, bits)`` bytes."""
+    if is_traced(codes):
+        return torch.empty(nbytes(len(codes), bits), dtype=torch.uint8)
     places = np.arange(bits - 1, -1, -1, dtype=np.int32)
     pieces = []
     for piece in torch.split(codes, _PIECE):
@@ -34,6 +40,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     """The ``count`` numbers that ``pack`` packed, as int32."""
     out = torch.empty(count, dtype=torch.int32)
+    if is_traced(data):
+        return out
     if bits == 0:
         return out.zero_()
     raw, powers = data.numpy(), 1 << np.arange(bits - 1, -1, -1, dtype=np.int32)
@@ -52,6 +60,8 @@ def places_nbytes(count: int, size: int) -> int:
 
 def pack_places(places: Tensor, size: int) -> Tensor:
     """Ascending places of a vector of ``size`` numbers as ``places_nbytes(len(places), size)`` bytes."""
+    if is_traced(places):
+        return torch.empty(places_nbytes(len(places), size), dtype=torch.uint8)
     if nbytes(len(places), width(size - 1)) < nbytes(size, 1):
         return pack(places, width(size - 1))
     here = torch.zeros(size, dtype=torch.bool)
@@ -61,6 +71,8 @@ def pack_places(places: Tensor, size: int) -> Tensor:
 
 def unpack_places(data: Tensor, count: int, size: int) -> Tensor:
     """The places that ``pack_places`` packed. ProtocolError for others than ``count`` different ones of ``size``."""
+    if is_traced(data):
+        return torch.empty(count, dtype=torch.int64)
     if nbytes(count, width(size - 1)) < nbytes(size, 1):
         places = unpack(data, width(size - 1), count).long()
         good = bool((places[1:] > places[:-1]).all()) and (count == 0 or int(places[-1]) < size)

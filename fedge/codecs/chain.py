@@ -143,11 +143,11 @@ class Chain:
         try:
             outlines = self._outlines(role, _numbered(blanks(entries)))
             fixed = all(codec.fixed for codec in codecs)
-            _check(tree, outlines[-1][0], exact=fixed)
+            fits(tree, outlines[-1][0], exact=fixed)
             for place in reversed(range(len(codecs))):
                 tree = codecs[place].decode(tree, outlines[place + 1][1])
                 fixed = all(codec.fixed for codec in codecs[:place])
-                _check(tree, outlines[place][0], exact=fixed)
+                fits(tree, outlines[place][0], exact=fixed)
         except MemoryError:
             raise
         except Exception as error:
@@ -161,7 +161,7 @@ def _numbered(tree: Tree) -> Tree:
     return {str(number): tensor for number, tensor in enumerate(tree.values())}
 
 
-def _check(tree: Tree, outline: Tree, *, exact: bool) -> None:
+def fits(tree: Tree, outline: Tree, *, exact: bool) -> None:
     """Raise ProtocolError unless the tensors are as outlined, or, where lengths vary, at most as long."""
     if set(tree) != set(outline):
         raise ProtocolError(f"it holds {', '.join(sorted(tree)) or 'nothing'}, not {', '.join(sorted(outline))}")

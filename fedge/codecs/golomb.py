@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedge.codecs import bits
+from fedge.core.traced import is_traced
 from fedge.errors import ProtocolError
 
 
@@ -32,7 +33,9 @@ def most_nbytes(count: int, size: int) -> int:
 
 
 def encode(places: Tensor, size: int) -> Tensor:
-    """Ascending places [k] of a vector of ``size`` numbers as bytes."""
+    """Ascending places [k] of a vector of ``size`` numbers as bytes; of a plan's, the most that they may be."""
+    if is_traced(places):
+        return torch.empty(most_nbytes(len(places), size), dtype=torch.uint8)
     b = parameter(len(places), size)
     gaps = torch.diff(places, prepend=torch.tensor([-1])) - 1
     ends = (gaps >> b).add_(1).cumsum(0) - 1
@@ -43,6 +46,8 @@ def encode(places: Tensor, size: int) -> Tensor:
 
 def decode(data: Tensor, count: int, size: int) -> Tensor:
     """The places that ``encode`` coded. ProtocolError for bytes that are not ``count`` places of ``size``."""
+    if is_traced(data):
+        return torch.empty(count, dtype=torch.int64)
     b = parameter(count, size)
     split = bits.nbytes(count, b)
     if not split <= len(data) <= most_nbytes(count, size):

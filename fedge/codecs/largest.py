@@ -7,6 +7,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from fedge.core.traced import is_traced
+
 
 def how_many(fraction: float, size: int) -> int:
     """``⌈fraction · size⌉``, at least one number of any."""
@@ -18,6 +20,8 @@ def largest(vector: Tensor, count: int) -> Tensor:
     magnitude = vector.abs()
     if count >= len(vector):
         return torch.arange(len(vector))
+    if is_traced(vector):
+        return torch.empty(count, dtype=torch.int64)
     least = torch.topk(magnitude, count, sorted=False).values.min() if count else magnitude.new_tensor(torch.inf)
     above = (magnitude > least).nonzero().reshape(-1)
     equal = (magnitude == least).nonzero().reshape(-1)[: count - len(above)]

@@ -27,7 +27,7 @@ _PIECE = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class Mask(Codec):
-    """Tensors of bool; all others go as they are."""
+    """Tensors of bool, and of bytes (uint8), which hold packed bits; all others go as they are."""
 
     key: ClassVar[str] = "mask"
     roles: ClassVar[tuple[str, ...]] = ("mask",)
@@ -38,7 +38,7 @@ class Mask(Codec):
     fixed: ClassVar[bool] = False
 
     def encode(self, tree: Tree, rng: torch.Generator, state: State) -> tuple[Tree, Meta]:
-        mine = _masks(tree)
+        mine = {name: _spread(tensor) for name, tensor in _masks(tree).items()}
         ones = torch.tensor([int(tensor.sum()) for tensor in mine.values()], dtype=torch.int64)
         coder = constriction.stream.queue.RangeEncoder()
         for (tensor, model), size in zip(_coded(mine, ones), _sizes(mine, ones), strict=True):
@@ -49,9 +49,13 @@ class Mask(Codec):
         if len(coded) >= whole:
             coded = bits.pack(joined(mine, torch.bool), 1)
         own = {self.name("bits"): coded, self.name("ones"): ones}
-        return {**own, **rest(tree, mine)}, {"of": listed(mine)}
+        return {**own, **rest(tree, mine)}, _meta(tree, mine)
 
     def decode(self, tree: Tree, meta: Meta) -> Tree:
+        out = self._bits(tree, meta)
+        return {n: t if n not in meta["packed"] else bits.pack(t, 1) for n, t in out.items()}
+
+    def _bits(self, tree: Tree, meta: Meta) -> Tree:
         mine, tree = blanks(meta["of"]), dict(tree)
         data, ones = tree.pop(self.name("bits")), tree.pop(self.name("ones"))
         if any(not 0 <= count <= tensor.numel() for count, tensor in zip(ones.tolist(), mine.values(), strict=True)):
@@ -76,14 +80,24 @@ class Mask(Codec):
         return {**out, **tree}
 
     def outline(self, tree: Tree) -> tuple[Tree, Meta]:
-        mine = _masks(tree)
+        mine = {n: t if t.dtype == torch.bool else blank(torch.bool, 8 * t.numel()) for n, t in _masks(tree).items()}
         packed = blank(torch.uint8, bits.nbytes(total(mine), 1))
         own = {self.name("bits"): packed, self.name("ones"): blank(torch.int64, len(mine))}
-        return {**own, **rest(tree, mine)}, {"of": listed(mine)}
+        return {**own, **rest(tree, mine)}, _meta(tree, mine)
 
 
 def _masks(tree: Tree) -> Tree:
-    return {name: tensor for name, tensor in tree.items() if tensor.dtype == torch.bool}
+    packed = {name for name, t in tree.items() if t.dtype == torch.uint8 and t.dim() == 1}
+    return {name: tensor for name, tensor in tree.items() if tensor.dtype == torch.bool or name in packed}
+
+
+def _meta(tree: Tree, mine: Tree) -> Meta:
+    return {"of": listed(mine), "packed": [name for name in mine if tree[name].dtype == torch.uint8]}
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """A mask's own bits; those of bytes as a vector, the most significant first."""
+    return tensor if tensor.dtype == torch.bool else bits.unpack(tensor, 1, 8 * tensor.numel()).bool()
 
 
 def _mixed(mine: Tree, ones: Tensor) -> Iterator[tuple[Tensor, int]]:

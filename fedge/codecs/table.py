@@ -11,6 +11,7 @@ BUILT: dict[str, str] = {
     "randomk": "fedge.codecs.randomk:RandomK",
     "fp16": "fedge.codecs.half:Fp16",
     "bf16": "fedge.codecs.half:Bf16",
+    "minifloat": "fedge.codecs.minifloat:MiniFloat",
     "int8": "fedge.codecs.int8:Int8",
     "int4": "fedge.codecs.int4:Int4",
     "qsgd": "fedge.codecs.qsgd:QSGD",

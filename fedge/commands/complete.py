@@ -94,11 +94,31 @@ def devices(context: typer.Context, incomplete: str) -> list[str]:
     return [device.name for device in spec.devices if device.name.startswith(incomplete)]
 
 
+def running_devices(context: typer.Context, incomplete: str) -> list[str]:
+    """The devices of the run that is meant."""
+    from fedge.run.roster import find
+
+    try:
+        entry = find(context.params.get("run"), _parent(context), lambda entry: entry.live, "run under way")
+    except FedgeError:
+        return []
+    names = [device.name for device in entry.snapshot.devices] if entry.snapshot else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def methods(incomplete: str) -> list[str]:
     """The keys of all methods, built or not."""
     from fedge.spec.catalogue import load
 
     return sorted(info.key for info in load().methods if info.key.startswith(incomplete))
+
+
+def profiles(incomplete: str) -> list[str]:
+    """The names of the device profiles and link classes that come with fedge."""
+    from fedge.spec.device import load_links
+    from fedge.spec.shipped import names
+
+    return sorted(name for name in (*names("devices"), *load_links()) if name.startswith(incomplete))
 
 
 def one_of(*words: str) -> Callable[[str], list[str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from fedge.commands.federated import infer_federated
 from fedge.commands.parameters import BestEffort, Json, print_json, progress
 
 
@@ -22,7 +23,9 @@ def export(
     devices: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--for", metavar="DEVICE,…", help="Choose a file for each: profiles, their files, or the run's own groups."
+            "--for",
+            metavar="DEVICE,…",
+            help="Choose a file for each: profiles, their files, a folder of them, or the run's own groups.",
         ),
     ] = None,
     budget: Annotated[
@@ -35,6 +38,9 @@ def export(
         str,
         typer.Option("--criterion", metavar="NAME", help="When an exit is sure: max_prob, margin, entropy, patience."),
     ] = "max_prob",
+    mobile: Annotated[
+        bool, typer.Option("--ort", help="ORT's own format too, with the list of operators that a mobile build needs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's model as ONNX for each exit and precision, held against PyTorch, and choose files for devices.
@@ -53,6 +59,7 @@ def export(
         devices=_words(devices or ""),
         budget=None if budget is None else parse_budget(budget),
         criterion=criterion,
+        mobile=mobile,
     )
     outcome = export(run, wish, progress)
     if as_json:
@@ -62,7 +69,9 @@ def export(
 
 
 def infer(
-    folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="A target's folder, such as RUN/export/adaptive.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="EXPORT", help="A target's folder, such as RUN/export/adaptive; or RUN.")
+    ],
     device: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--device", metavar="DEVICE", help="Held to this profile's memory, timed on its clock too."),
@@ -75,13 +84,50 @@ def infer(
         Optional[str],  # noqa: UP045
         typer.Option("--thresholds", metavar="T,T", help="In place of the export's own."),
     ] = None,
+    federated: Annotated[
+        bool,
+        typer.Option("--federated", help="All devices of the run answer, each at its exit; their average is judged."),
+    ] = False,
+    deadline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--deadline", metavar="TIME", help="Federated: who answers later does not count, such as 200ms."),
+    ] = None,
+    on: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--on", metavar="FILE", help="Rows with the columns of the run's data, in place of its test rows."
+        ),
+    ] = None,
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--budget", metavar="20ms", help="Say how many queries take no longer."),
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, metavar="N", help="Print the first N rows' predictions.")] = 3,
     best_effort: BestEffort = False,
     as_json: Json = False,
 ) -> None:
-    """Run an export with onnxruntime on its run's test rows: latency, exits taken, accuracy, memory.
+    """Run an export with onnxruntime on its run's test rows: predictions, latency, exits taken, accuracy, memory.
 
-    Example: fedge infer runs/20260131-120000-deploy/export/adaptive --device pi-4b-4g
+    One query after the other on one thread, or batches through a chain. Of a language model it is the pass over a
+    prompt: text is not generated, since no keys and values are kept. With --federated the run's devices answer
+    together, as processes over their links, by PyTorch.
+
+    Example: fedge infer runs/20260131-120000-deploy/export/adaptive --device pi-4b-4g --budget 20ms
+
+    Example: fedge infer runs/20260131-120000-deploy/export/chain --batch 32 --on more.csv
+
+    Example: fedge infer runs/20260131-120000-deploy --federated --queries 128 --deadline 200ms
     """
+    if federated:
+        alone = {"--device": device, "--batch": batch, "--seconds": seconds, "--thresholds": thresholds, "--on": on}
+        for name, value in {**alone, "--budget": budget, "--mlperf": mlperf}.items():
+            if value:
+                raise typer.BadParameter("is for one device's export; --federated asks all devices", param_hint=name)
+        infer_federated(folder, rows=queries, deadline=deadline, best_effort=best_effort, as_json=as_json)
+        return
+    if deadline is not None:
+        raise typer.BadParameter("is how long --federated waits for answers", param_hint="--deadline")
+    from fedge.export.budget import parse_budget
     from fedge.export.measure import MLPERF
     from fedge.export.session import Query
     from fedge.report.exports import infer_table
@@ -90,8 +136,19 @@ def infer(
     if mlperf:
         queries, seconds = MLPERF
     given = None if thresholds is None else tuple(_floats(thresholds))
-    query = Query(batch=batch, queries=queries, seconds=seconds, thresholds=given, best_effort=best_effort)
-    found = infer(folder, query, device, progress)
+    wanted = None if budget is None else parse_budget(budget)
+    if wanted is not None and wanted.kind != "seconds":
+        raise typer.BadParameter("here a budget is the time that a query may take, such as 20ms", param_hint="--budget")
+    query = Query(
+        batch=batch,
+        queries=queries,
+        seconds=seconds,
+        thresholds=given,
+        best_effort=best_effort,
+        budget=None if wanted is None else wanted.value,
+        show=show,
+    )
+    found = infer(folder, query, device, on, progress)
     print_json({"infer": [found]}) if as_json else infer_table(found)
 
 

@@ -19,7 +19,11 @@ Federation = Annotated[
 ]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.customize.rounds=3. Can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key: stages.customize.rounds=3, data=../rows.csv. Can be repeated.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")]

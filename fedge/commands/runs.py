@@ -61,6 +61,14 @@ def up(
             autocompletion=complete.one_of("virtual", "real"),
         ),
     ] = None,
+    listen: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            help="Where remote devices join, such as tcp://0.0.0.0:7700; the file's by default.",
+        ),
+    ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="No processes and no walls, for debugging.")] = False,
     best_effort: BestEffort = False,
     resume: Annotated[
@@ -93,8 +101,11 @@ def up(
     Example: fedge up federations/quickstart.yaml --set stages.customize.rounds=3
 
     Example: fedge up -d federations/quickstart.yaml && fedge logs -f
+
+    Example: fedge up federation.yaml --listen tcp://0.0.0.0:7700
     """
-    overrides = [*(set or ()), *([f"emulation.clock={clock}"] if clock else [])]
+    named = {"emulation.clock": clock, "remote.listen": listen}
+    overrides = [*(set or ()), *(f"{name}={value}" for name, value in named.items() if value)]
     if (federation is None) == (resume is None):
         raise typer.BadParameter("give a federation, or --resume RUN", param_hint="FEDERATION")
     if resume is not None and overrides:
@@ -102,9 +113,9 @@ def up(
     if shown not in ("auto", "plain", "live"):
         raise typer.BadParameter(f"'{shown}' is none of auto, plain, live", param_hint="--progress")
     if detach:
-        named = {"--runs": runs, "--resume": resume, "--slots": slots}
+        kept = {"--runs": runs, "--resume": resume, "--slots": slots}
         flags = {"--inline": inline, "--best-effort": best_effort, "--tensorboard": tensorboard}
-        words = [f"{name}={value}" for name, value in named.items() if value is not None]
+        words = [f"{name}={value}" for name, value in kept.items() if value is not None]
         words += [name for name, wanted in flags.items() if wanted]
         _start(federation, overrides, words, as_json)
         return

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+#: Families of arithmetic that devices do at rates of their own, beside products of matrices: convolutions that look
+#: at more than a point, those that look at one, what goes back through either, those with groups (either way), and
+#: recurrent layers.
+KINDS = ("conv", "pointwise", "conv_backward", "depthwise", "recurrent")
 
 
 @dataclass(frozen=True)
 class Budget:
     """What a device grants to the federated workload, and how fast it is.
 
-    memory in bytes; flops in operations a second (sustained, fp32); memory_bandwidth in bytes a second;
-    up and down in bits a second; latency, jitter in seconds (latency: round trip); loss a share; power in watts;
-    deadline in seconds a round or None.
+    memory in bytes; flops in operations a second (sustained, fp32, products of matrices); memory_bandwidth in bytes a
+    second; per_op in seconds for each dispatched operation; slower: how many times longer than in a product of matrices
+    an operation takes in each of ``KINDS`` named;
+    up and down in bits a second; latency, jitter in seconds (latency: round trip); loss a share; power in watts
+    (radio: beyond idle, None where it isn't known);
+    deadline in seconds a round or None. What a round may cost beside that, None where nothing is said: data in bytes,
+    down and up together; energy in joules; battery in joules, the round's share of what a stage may take.
     """
 
     memory: int
@@ -24,7 +33,13 @@ class Budget:
     loss: float = 0.0
     idle_power: float = 0.0
     active_power: float = 0.0
+    radio_power: float | None = None
     deadline: float | None = None
+    data: int | None = None
+    energy: float | None = None
+    battery: float | None = None
+    per_op: float = 0.0
+    slower: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,10 +57,12 @@ class Cost:
 
     peak_memory: bytes that the device must hold at once, the frozen weights included. shared: the part of it that
     is read but never written, which fedge's processes hold once for all. parts: the peak by kind. flops, traffic
-    (bytes moved), ops (dispatched operations) of the whole round; bytes_up and bytes_down of payloads with their
+    (bytes moved), ops (dispatched operations) of the whole round; kinds: the share of the flops that each of ``KINDS``
+    has, taken to hold for all the work of this variant; bytes_up and bytes_down of payloads with their
     headers, as codecs leave them. sent: bytes of the largest answer by role, before codecs. turns: how many times the
     device is asked in a round. depth: how many layers gradients reach; trainable: how many numbers are trained.
-    measured: the figures come from a real run because the method could not be traced.
+    own_flops, own_traffic, own_ops: of taking the device's own model after the stage, where the method has one; row_…:
+    of testing it on one row. measured: the figures come from a real run because the method could not be traced.
     """
 
     peak_memory: int
@@ -62,25 +79,50 @@ class Cost:
     once_traffic: float = 0.0
     depth: int = 0
     trainable: int = 0
+    own_flops: float = 0.0
+    own_traffic: float = 0.0
+    own_ops: float = 0.0
+    row_flops: float = 0.0
+    row_traffic: float = 0.0
+    row_ops: float = 0.0
     measured: bool = False
+    kinds: dict[str, float] = field(default_factory=dict)
 
     #: The wall's verdict repeats only a little way from its cap, so a need within this share of the budget is refused.
     margin = 0.05
     margin_bytes = 4 << 20
+
+    def own_test(self, rows: int) -> Cost:
+        """What it costs a device to take its own model and test it on so many rows, once."""
+        return replace(
+            self,
+            flops=self.own_flops + rows * self.row_flops,
+            traffic=self.own_traffic + rows * self.row_traffic,
+            ops=round(self.own_ops + rows * self.row_ops),
+            turns=1,
+            once_flops=0.0,
+            once_traffic=0.0,
+        )
 
     @property
     def memory_needed(self) -> int:
         """The budget below which this variant is refused: the peak and the grey zone above it, in bytes."""
         return self.peak_memory + max(int(self.peak_memory * self.margin), self.margin_bytes)
 
-    def fits(self, budget: Budget, seconds: float | None = None) -> list[Shortfall]:
+    def fits(self, budget: Budget, seconds: float | None = None, joules: float | None = None) -> list[Shortfall]:
         """The limits of ``budget`` that this cost breaks, in the order in which they would be felt.
 
-        ``seconds``: what the round takes on that device, for the deadline (the roofline and the link say).
+        ``seconds``, ``joules``: what the round takes on that device (the roofline, the link and the powers say).
         """
-        broken = []
-        if self.memory_needed > budget.memory:
-            broken.append(Shortfall("memory", self.memory_needed, budget.memory))
-        if budget.deadline is not None and seconds is not None and seconds > budget.deadline:
-            broken.append(Shortfall("deadline", seconds, budget.deadline))
-        return broken
+        needs = (
+            ("memory", self.memory_needed, budget.memory),
+            ("deadline", seconds, budget.deadline),
+            ("data", self.bytes_down + self.bytes_up, budget.data),
+            ("energy", joules, budget.energy),
+            ("battery", joules, budget.battery),
+        )
+        return [
+            Shortfall(limit, need, have)
+            for limit, need, have in needs
+            if need is not None and have is not None and need > have
+        ]

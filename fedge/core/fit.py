@@ -78,6 +78,33 @@ def fit(
     return Fitted(rows, taken, total / max(taken, 1))
 
 
+def squares(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    rows: Iterable[Batch],
+    *,
+    loss: Loss,
+    count: int,
+    spans: Spans | None = None,
+) -> list[Tensor]:
+    """The mean over ``count`` batches, each of one row, of the squared gradient of ``loss``: a tensor a parameter.
+
+    The model runs without dropout. A parameter that the loss does not depend on gets zeros.
+    """
+    spans = spans or _Silent()
+    model.eval()
+    found = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+    for row in islice(rows, count):
+        with spans.span("forward"):
+            value = loss(model, row)
+        with spans.span("backward"):
+            gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
+        for total, gradient in zip(found, gradients, strict=True):
+            if gradient is not None:
+                total.addcmul_(gradient, gradient, value=1 / count)
+    return found
+
+
 def pull(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     """Back-propagate gradients that were computed elsewhere (the other half of a split model) into ``outputs``."""
     torch.autograd.backward(list(outputs), list(gradients))

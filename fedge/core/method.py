@@ -16,9 +16,11 @@ Three rules that resume and replay rest on:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -46,22 +48,32 @@ class Card:
     stages: tuple[str, ...]
     path: str
     leaves: tuple[str, ...]
+    #: The survey's, 1 to 3: effort to build (less is better), little sent, light to compute.
     stars: tuple[int, int, int] | None = None
     deviations: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("image-classification", "text-classification", "causal-lm", "masked-lm")
+    #: Methods that a user is pointed to whose model or task this one can't do.
     alternatives: tuple[str, ...] = ()
     #: Methods of one family can share a round: 'tensors' are averaged by name with coverage.
     family: str = "own"
-    #: What ``final`` gives: 'plain' is a model of the base architecture; 'exits' is a MultiExit model; 'own' anything
-    #: else, of which nothing more is claimed.
+    #: What ``final`` gives: 'plain' is a model of the base architecture; 'extended' one onto which modules were put
+    #: that its file format knows (``models.extras``), with the stage's logits; 'exits' is a MultiExit model; 'own'
+    #: anything else, of which nothing more is claimed. A further stage can begin from the first two.
     final: str = "plain"
     #: The roles (``fedge.core.roles.ROLES``) of what devices send; nothing else may leave them.
     roles: tuple[str, ...] = ("delta",)
+    #: How a stage's model is tested: 'logits' are what ``predict`` gives; 'neighbours' looks at the features of a model
+    #: whose head nobody trained, by the labels of the nearest training rows.
+    judged: str = "logits"
     #: What holds beyond the conformance kit's usual properties. 'alone': one device that has all rows ends where plain
     #: training of the same tensors ends.
     claims: tuple[str, ...] = ()
     #: Properties of the kit that can't hold for this method, each with the reason.
     waives: tuple[tuple[str, str], ...] = ()
+
+
+class Abandon(Exception):
+    """Raised in a method's ``round`` where too few have answered: the round ends and the state stays as it was."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,10 @@ class Rows(Protocol):
         """A view of some of the rows."""
         ...
 
+    def cut(self, share: float) -> Rows:
+        """A view of the beginning of each row: that share of its tokens, rounded up. Images stay whole."""
+        ...
+
     def spec(self, size: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of each tensor in a batch of ``min(size, len(self))`` rows."""
         ...
@@ -145,7 +161,9 @@ class Device:
 
     model: the variant's model, reset to what ``build`` made of the stage's base. initial: the tensors that the reset
     restores, by payload name (read only; the trainable ones and nothing else). data: this device's rows. public: the
-    rows that all share, or None. state: survives rounds, starts empty in every stage. round counts from 0.
+    rows that all share, or None. state: survives rounds, starts empty in every stage. round counts from 0. secrets:
+    gives the device's secret, 32 bytes from the operating system that outlive its process and never leave it.
+    rehearsed: the round is run to count what it costs, and nothing of value has to come of it.
     """
 
     name: str
@@ -158,6 +176,8 @@ class Device:
     public: Rows | None = None
     state: State = field(default_factory=dict)
     seed: tuple[str | int, ...] = ()
+    secrets: Callable[[], bytes] = field(default_factory=lambda: partial(bytes, os.urandom(32)))
+    rehearsed: bool = False
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator for one purpose in this round on this device."""
@@ -170,13 +190,18 @@ class Server(Protocol):
     """All that ``init``, ``down``, ``round``, ``update``, ``predict`` and ``final`` may touch."""
 
     cohort: tuple[str, ...]
-    variants: Mapping[str, Method]
     waiting: frozenset[str]
     round: int
     task: Task
     optimizer: ServerOptimizer
     public: Rows | None
     meter: Meter
+    rehearsed: bool
+
+    @property
+    def variants(self) -> Mapping[str, Method]:
+        """What each device has picked."""
+        ...
 
     def base(self) -> nn.Module:
         """The stage's base model, shared and never to be written."""
@@ -198,12 +223,14 @@ class Server(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A federated method; see the module's text for the rules and ``architecture`` in CONTRIBUTING.md for the why."""
+    """A federated method; see the module's text for the rules and CONTRIBUTING.md, 'A new method', for the parts."""
 
     card: ClassVar[Card]
     linear: ClassVar[bool] = False
     #: What a device downloads grows with the number of those who answered (the planner asks for it).
     gathers: ClassVar[bool] = False
+    #: A round runs though nobody can be asked (where that nobody was is nobody's business).
+    unasked: ClassVar[bool] = False
 
     def variants(self) -> Sequence[Method]:
         """This method for devices of less and less, richest first; all of them aggregate together."""
@@ -216,6 +243,16 @@ class Method:
     def working(self, round: int) -> Method:
         """The method whose ``client`` runs in a round: of a method that holds others, the one whose turn it is."""
         return self
+
+    def reads(self, rows: Rows) -> Rows:
+        """A device's rows as this variant sees them: whole, or of each no more than its beginning."""
+        inner = self.working(0)
+        return rows if inner is self else inner.reads(rows)
+
+    def keeps(self) -> str:
+        """What a device keeps the matrices in that this variant does not train: 'fp32' or 'bf16'."""
+        inner = self.working(0)
+        return "fp32" if inner is self else inner.keeps()
 
     def everyone(self) -> Sequence[Method]:
         """Variants that train, between them, all that any variant trains (the planner lets each train once)."""
@@ -255,8 +292,17 @@ class Method:
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
         return logits
 
-    def personal(self, dev: Device, state: State) -> nn.Module | None:
-        """A device's own model, where the method has one."""
+    @property
+    def personalises(self) -> bool:
+        """Whether devices have models of their own."""
+        return type(self).personal is not Method.personal
+
+    def personal(self, dev: Device, down: Payload) -> nn.Module | None:
+        """A device's own model, where the method has one, structured as ``final``'s, for the device to test and keep.
+
+        ``dev.model`` is as at a round's start and may be used up; ``down`` is what the device is sent after the last
+        round. ``dev.state`` is read and not changed.
+        """
         return None
 
     def final(self, srv: Server, state: State) -> nn.Module:

@@ -21,6 +21,8 @@ from fedge.core.roles import ROLES
 from fedge.errors import ProtocolError
 
 Tree = dict[str, Tensor]
+#: Role, name, type and shape of a tensor.
+Cell = tuple[str, str, str, tuple[int, ...]]
 
 #: The types that may be sent, by their names in safetensors files.
 DTYPES = {
@@ -64,6 +66,15 @@ class Payload:
     def nbytes(self) -> int:
         """Bytes of tensor data, without any header."""
         return sum(tensor.numel() * tensor.element_size() for tree in self.parts.values() for tensor in tree.values())
+
+    @property
+    def cells(self) -> frozenset[Cell]:
+        """What the payload is made of; tensors may be without data (meta, fake)."""
+        return frozenset(
+            (role, name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for role, tree in self.parts.items()
+            for name, tensor in tree.items()
+        )
 
     def to_bytes(self) -> bytearray:
         """The payload as safetensors bytes, each tensor copied once."""

@@ -1,10 +1,11 @@
 """Server optimizers: what the server does with the mean change that the devices sent.
 
 ``Δ = Σ p_k (w_k − w)`` is the pseudo-gradient with its sign turned (Reddi et al. 2021, arXiv 2003.00295, algorithm 2;
-FedAvgM: Hsu et al. 2019, arXiv 1909.06335)::
+FedAvgM: Hsu et al. 2019, arXiv 1909.06335; Nesterov's is the outer optimizer of DiLoCo, arXiv 2311.08105)::
 
     fedavg      w ← w + η Δ
     fedavgm     m ← β₁ m + Δ                              w ← w + η m
+    nesterov    m ← β₁ m + Δ                              w ← w + η (Δ + β₁ m)
     fedadagrad  m ← β₁ m + (1−β₁) Δ   v ← v + Δ²           w ← w + η m / (√v + τ)      β₁ = 0 in the paper
     fedadam     m ← β₁ m + (1−β₁) Δ   v ← β₂ v + (1−β₂) Δ²  (same step)
     fedyogi     m ← β₁ m + (1−β₁) Δ   v ← v − (1−β₂) Δ² sign(v − Δ²)
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fedge.core.payload import Tree
 
-KINDS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+KINDS = ("fedavg", "fedavgm", "nesterov", "fedadam", "fedyogi", "fedadagrad")
 ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 
 
@@ -72,6 +73,8 @@ class ServerOptimizer:
         m = moments.get("m", {}).get(name, zero)
         if self.kind == "fedavgm":
             return moment("m", 0.0, self.momentum * m + delta)
+        if self.kind == "nesterov":
+            return delta + self.momentum * moment("m", 0.0, self.momentum * m + delta)
         m = moment("m", 0.0, self.momentum * m + (1 - self.momentum) * delta)
         v = moments.get("v", {}).get(name, torch.full_like(delta, self.tau**2))
         square = delta * delta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +19,15 @@ FEWEST = 8
 
 
 def partition(
-    labels: Labels, keys: Sequence[str] | None, clients: int, kind: str, value: float | None, seed: int, n: int
+    labels: Labels,
+    keys: Sequence[str] | None,
+    clients: int,
+    kind: str,
+    value: float | None,
+    seed: int,
+    n: int,
+    homes: Mapping[int, Sequence[int]] | None = None,
+    at_home: float = 1.0,
 ) -> list[np.ndarray]:
     """Divide rows ``0..n-1`` among ``clients`` devices.
 
@@ -36,6 +44,11 @@ def partition(
       device that has fewest rows so far. With fewer, devices are given one by one to the key with most rows a device,
       and a key's rows are divided among its devices at random.
 
+    ``homes``: for ``iid`` and ``dirichlet``, the devices that may hold a label, by label; a label that is not named is
+    at home everywhere. ``at_home`` of its rows are shared among those devices alone, evenly or by the Dirichlet draw,
+    the rest evenly among all devices. A device that ends up below the minimum is then given rows as above, away from
+    their home.
+
     Returns sorted int64 indices for each device: disjoint, together all rows, never empty. The same arguments give the
     same answer. ConfigError where the rows, labels or keys do not allow it.
     """
@@ -46,7 +59,14 @@ def partition(
     if n < clients:
         raise ConfigError(f"{n} rows cannot be divided among {clients} devices: each needs at least one row")
     draw = np.random.default_rng(seed_for(seed, "partition", kind))
-    if kind == "by":
+    if not 0 < at_home <= 1:
+        raise ConfigError(f"the share of a label's rows that stay at home is above 0 and at most 1, not {at_home}")
+    if homes:
+        if kind not in ("iid", "dirichlet"):
+            raise ConfigError(f"groups go with iid and dirichlet, not with {kind}")
+        known = np.asarray(_needed(labels, "groups", "labels", n))
+        parts = _dirichlet(known, clients, value, draw, homes, even=kind == "iid", at_home=at_home)
+    elif kind == "by":
         parts = _by(_needed(keys, "by", "a column of keys", n), clients, draw)
     elif kind == "iid":
         parts = np.array_split(draw.permutation(n), clients)
@@ -64,13 +84,25 @@ def _needed(values: _Column | None, kind: str, what: str, n: int) -> _Column:
     return values
 
 
-def _dirichlet(labels: np.ndarray, clients: int, value: float | None, draw: np.random.Generator) -> list[np.ndarray]:
-    if value is None or not 0 < value < float("inf"):
+def _dirichlet(
+    labels: np.ndarray,
+    clients: int,
+    value: float | None,
+    draw: np.random.Generator,
+    homes: Mapping[int, Sequence[int]] | None = None,
+    even: bool = False,
+    at_home: float = 1.0,
+) -> list[np.ndarray]:
+    if not even and (value is None or not 0 < value < float("inf")):
         raise ConfigError(f"dirichlet needs a concentration above 0, such as 0.3; not {value}")
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in np.unique(labels):
         rows = draw.permutation(np.flatnonzero(labels == label))
-        shares = draw.dirichlet(np.full(clients, float(value)))
+        shares = np.zeros(clients)
+        home = list((homes or {}).get(int(label), range(clients)))
+        shares[home] = 1 / len(home) if even or value is None else draw.dirichlet(np.full(len(home), float(value)))
+        if label in (homes or {}):
+            shares = at_home * shares + (1 - at_home) / clients
         cuts = np.cumsum(apportion(shares, len(rows)))[:-1]
         for part, piece in zip(parts, np.split(rows, cuts), strict=True):
             part.append(piece)

@@ -6,6 +6,7 @@ batch. A view that ``take`` gives holds an index and no copy, so a hundred devic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from fedge.errors import ConfigError
 Batch = Mapping[str, Tensor]
 Index = Tensor | np.ndarray | Sequence[int]
 
+#: Columns that have a value for each position of a text.
+_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 _CHOSEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
 
 
@@ -137,6 +140,17 @@ class Rows:
         if self.index is not None:
             picked = self.index[picked]
         return Rows(self.columns, self.kind, pixels=self.pixels, masking=self.masking, index=picked)
+
+    def cut(self, share: float) -> Rows:
+        """A view of the beginning of each text: that share of its positions, rounded up, two at least.
+
+        Columns that hold no text (images, labels, features) stay whole. Shares the columns' memory.
+        """
+        columns = {
+            name: column[:, : max(2, math.ceil(share * column.shape[1] - 1e-9))] if name in _TEXT else column
+            for name, column in self.columns.items()
+        }
+        return Rows(columns, self.kind, pixels=self.pixels, masking=self.masking, index=self.index)
 
     def gather(self) -> Rows:
         """The same rows in columns of their own (as they are stored on disk)."""

@@ -27,6 +27,11 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if all(hasattr(libc, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim")) else None
 
 
+def can_pin() -> bool:
+    """Whether this process's C library lets itself be held to that policy."""
+    return _glibc() is not None
+
+
 def pin_malloc() -> bool:
     """Fix the mmap and trim thresholds at ``THRESHOLD`` bytes and keep to one arena; call before the first tensor.
 

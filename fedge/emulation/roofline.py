@@ -10,22 +10,36 @@ not validated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device sustains: flop/s, bytes/s of memory traffic, and seconds for each dispatched operation."""
+    """What a device sustains: flop/s, bytes/s of memory traffic, and seconds for each dispatched operation.
+
+    ``flops`` is that of products of matrices; ``slower`` says how many times as long an operation takes in another
+    family of arithmetic (a depthwise convolution, say).
+    """
 
     flops: float
     memory_bandwidth: float
     per_op: float = 0.0
+    slower: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.flops > 0 and self.memory_bandwidth > 0 and self.per_op >= 0):
             raise ValueError(f"rates must be above zero: {self}")
 
 
-def compute_seconds(flops: float, traffic: float, ops: float, rates: Rates) -> float:
-    """Seconds for ``flops`` operations of arithmetic, ``traffic`` bytes read and written, and ``ops`` dispatches."""
-    return flops / rates.flops + traffic / rates.memory_bandwidth + ops * rates.per_op
+def compute_seconds(
+    flops: float, traffic: float, ops: float, rates: Rates, kinds: Mapping[str, float] | None = None
+) -> float:
+    """Seconds for ``flops`` operations of arithmetic, ``traffic`` bytes read and written, and ``ops`` dispatches.
+
+    ``kinds``: the share of ``flops`` that each family of arithmetic has; the rest are products of matrices.
+    """
+    arithmetic = flops / rates.flops
+    if kinds:
+        arithmetic *= 1 + sum(kinds.get(name, 0.0) * (times - 1) for name, times in rates.slower)
+    return arithmetic + traffic / rates.memory_bandwidth + ops * rates.per_op

@@ -24,7 +24,8 @@ from fedge.emulation import cgroup1, cgroup2, folder, process, rlimit
 from fedge.errors import LimitError
 
 MiB = 2**20
-_PROOF_LIMIT, _PROOF_NEED, _PROOF_SECONDS = 16 * MiB, 64 * MiB, 10.0
+PROOF_LIMIT = 16 * MiB
+_PROOF_NEED, _PROOF_SECONDS, _BLOCK = 128 * MiB, 10.0, 128 * 1024
 
 
 class Group(Protocol):
@@ -62,6 +63,15 @@ _FIND: dict[str, Callable[[], Wall]] = {
     "cgroup1": lambda: cgroup1.Cgroup1.find(),
     "rlimit": lambda: rlimit.Rlimit(),
 }
+#: Every mechanism that enforces, the best first.
+KINDS = tuple(_FIND)
+
+
+def find(name: str) -> Wall:
+    """One mechanism, not yet proved. Raises LimitError where this host lacks it, or there is none of that name."""
+    if name not in _FIND:
+        raise LimitError(f"there is no memory wall '{name}'", hint=f"auto, {', '.join(KINDS)} or none")
+    return _FIND[name]()
 
 
 def choose(kind: Kind = "auto") -> Wall:
@@ -71,13 +81,12 @@ def choose(kind: Kind = "auto") -> Wall:
     """
     if kind == "none":
         return rlimit.Rlimit(enforce=False)
-    names = list(_FIND) if kind == "auto" else [kind]
+    if kind not in ("auto", *KINDS):
+        find(kind)  # says what there is
     refused = []
-    for name in names:
-        if name not in _FIND:
-            raise LimitError(f"there is no memory wall '{name}'", hint=f"auto, {', '.join(_FIND)} or none")
+    for name in KINDS if kind == "auto" else (kind,):
         try:
-            found = _FIND[name]()
+            found = find(name)
             prove(found)
             return found
         except LimitError as error:
@@ -102,9 +111,13 @@ def rejoin(record: dict[str, Any]) -> Group:
     return rlimit.Group(record["label"], enforce=kind == "rlimit")
 
 
-def prove(wall: Wall) -> None:
-    """See a child die, or be refused, at the wall, and see that counted; LimitError when either fails to happen."""
+def prove(wall: Wall) -> int:
+    """See a child die, or be refused, at the wall, and see that counted; LimitError when either fails to happen.
+
+    Returns the bytes that the child had taken beyond its start when it was stopped at ``PROOF_LIMIT``.
+    """
     group = wall.open("proof", "device", 0)
+    taken = mmap.mmap(-1, mmap.PAGESIZE)  # shared with the child: how many blocks it holds
     parent = os.getpid()
     to_child, from_child = os.pipe(), os.pipe()
     try:
@@ -113,14 +126,14 @@ def prove(wall: Wall) -> None:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _proof_child(group.record(), to_child, from_child, parent)
+            _proof_child(group.record(), to_child, from_child, parent, taken)
         ended = False
         try:
             os.close(from_child[1])
             _await(from_child[0], "the self-test's child could not join its group")
             group.adopt(pid)
             if "launcher" in group.sides:
-                group.apply(_PROOF_LIMIT)
+                group.apply(PROOF_LIMIT)
             os.write(to_child[1], b"g")
             status = _reap(pid)
             ended = True
@@ -130,6 +143,7 @@ def prove(wall: Wall) -> None:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
         _judge(group, status)
+        return int.from_bytes(taken[:4], "little") * _BLOCK
     finally:
         for end in (*to_child, from_child[0]):
             os.close(end)
@@ -142,12 +156,14 @@ def _judge(group: Group, status: int) -> None:
     refused = "device" in group.sides and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 3
     if not (died or refused):
         raise LimitError(
-            f"a child allocated {_PROOF_NEED // MiB} MiB past a limit of {_PROOF_LIMIT // MiB} MiB "
+            f"a child allocated {_PROOF_NEED // MiB} MiB past a limit of {PROOF_LIMIT // MiB} MiB "
             f"and was not stopped (it ended with status {status})"
         )
 
 
-def _proof_child(record: dict[str, Any], orders: tuple[int, int], answers: tuple[int, int], parent: int) -> None:
+def _proof_child(
+    record: dict[str, Any], orders: tuple[int, int], answers: tuple[int, int], parent: int, taken: mmap.mmap
+) -> None:
     code = 5
     try:
         # it holds both ends of its pipes, so that a launcher that is killed now would be waited for for ever
@@ -155,12 +171,15 @@ def _proof_child(record: dict[str, Any], orders: tuple[int, int], answers: tuple
         mine = rejoin(record)
         mine.join()
         if "device" in mine.sides:
-            mine.apply(_PROOF_LIMIT)
+            mine.apply(PROOF_LIMIT)
         os.write(answers[1], b"j")
         os.read(orders[0], 1)
-        block = mmap.mmap(-1, _PROOF_NEED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        for start in range(0, _PROOF_NEED, mmap.PAGESIZE):
-            block[start] = 1
+        held = []
+        while len(held) * _BLOCK < _PROOF_NEED:
+            held.append(mmap.mmap(-1, _BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            for start in range(0, _BLOCK, mmap.PAGESIZE):
+                held[-1][start] = 1
+            taken[:4] = len(held).to_bytes(4, "little")
         code = 0
     except BaseException as error:
         code = 3 if is_allocation_failure(error) else 4

@@ -15,7 +15,6 @@ _TAGS = {
 _LABELLED = """
 for row in logits:
     print(labels[str(row.argmax())])"""
-_OPEN = 'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")'
 _RUN = 'logits = session.run(["logits"], inputs)[0]'
 
 
@@ -44,18 +43,77 @@ The graph takes
 
 {inputs}
 
-and gives `logits`. Dimensions with a name are free.{_preparation(manifest)}
+and gives {_gives(manifest)}. Dimensions with a name are free.{_preparation(manifest)}{_leaving(manifest)}
 
 | | |
 |---|---|
 {facts}
-"""
+{_by_exit(manifest)}"""
 
 
 def _title(manifest: Mapping[str, Any]) -> str:
     about, blocks = manifest["about"], manifest["exit"]
     name = about.get("name") or about.get("run") or "A model"
-    return f"{name}, cut after block {blocks}" if blocks else str(name)
+    titled = f"{name}, cut after block {blocks}" if blocks else str(name)
+    return f"{titled}, for {manifest['device']}" if "device" in manifest else titled
+
+
+def _file(manifest: Mapping[str, Any]) -> str:
+    """The graph that the lines of Python open: a chain has one for each exit over its one file of weights."""
+    return f"exit-{manifest['exits'][-1]}.onnx" if manifest["target"] == "chain" else "model.onnx"
+
+
+def _open(manifest: Mapping[str, Any]) -> str:
+    return f'session = onnxruntime.InferenceSession(f"{{folder}}/{_file(manifest)}")'
+
+
+def _gives(manifest: Mapping[str, Any]) -> str:
+    if manifest["target"] == "adaptive":
+        return "`logits` and `exit_index`, the exit that was taken, counted from 0"
+    return "`logits`"
+
+
+def _leaving(manifest: Mapping[str, Any]) -> str:
+    """How the exits are used, and of a language model what the graph leaves to its user."""
+    parts = []
+    if manifest["target"] == "adaptive":
+        policy = manifest["policy"]
+        bounds = ", ".join("never" if value > 1e6 else f"{value:.4g}" for value in policy["thresholds"])
+        parts.append(
+            f"It leaves at the first exit whose score ({policy['criterion']}) reaches its threshold ({bounds}); "
+            "blocks beyond that are not run. Give `thresholds` as an input to change that; a batch leaves as a whole, "
+            "with its least certain row."
+        )
+    if manifest["target"] == "chain":
+        exits, last = manifest["exits"], len(manifest["exits"])
+        parts.append(
+            f"`stage-1.onnx` to `stage-{last}.onnx` are the same model in a row: each gives `logits` and, under names "
+            "that begin with `next_`, what the next one takes; so a device can hand over to another, and rows that are "
+            f"sure can leave a batch. `exit-{exits[0]}.onnx` and so on end at one exit. All read `weights.bin`, the "
+            f"shallowest exit its first {manifest['weights']['bytes'][f'exit-{exits[0]}']} bytes."
+        )
+    if manifest["task"] == "causal-lm":
+        parts.append(
+            "It is the pass over a prompt (prefill): no keys and values are kept, so each further token takes the "
+            "whole text again."
+        )
+    return "".join(f"\n\n{part}" for part in parts)
+
+
+def _by_exit(manifest: Mapping[str, Any]) -> str:
+    """A table of how good each exit is, and how many rows left there."""
+    by_exit = manifest.get("accuracy_by_exit")
+    if not by_exit or None in by_exit.values():
+        return ""
+    taken = manifest.get("exits_taken")
+    rows = manifest["parity"]["rows"]
+    lines = [f"\n| exit | accuracy on {rows} test rows |{' rows that left there |' if taken else ''}"]
+    lines.append(f"|---|---|{'---|' if taken else ''}")
+    for name, accuracy in by_exit.items():
+        lines.append(
+            f"| after block {name.removeprefix('exit-')} | {accuracy:.4f} |{f' {taken[name]} |' if taken else ''}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _listed(modules: list[str]) -> str:
@@ -76,7 +134,8 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     verdict = manifest["parity"]
     facts = []
     if manifest["accuracy"] is not None:
-        facts.append(("accuracy", f"{manifest['accuracy']:.4f} on {verdict['rows']} test rows"))
+        scored = manifest.get("policy", {}).get("reported_on_rows") if manifest["target"] == "adaptive" else None
+        facts.append(("accuracy", f"{manifest['accuracy']:.4f} on {scored or verdict['rows']} test rows"))
     facts.append(("largest difference of a logit to PyTorch", f"{verdict['max_abs']:.2g}"))
     facts.append(("same label as PyTorch", f"{100 * verdict['agreement']:.2f} %"))
     facts.append(("precision", manifest["precision"]))
@@ -113,7 +172,7 @@ def _arrays(manifest: Mapping[str, Any]) -> str:
         "",
         'folder = "."  # this folder',
         *(['labels = json.load(open(f"{folder}/config.json"))["id2label"]'] if labelled else []),
-        _OPEN,
+        _open(manifest),
         "inputs = {",
         *columns,
         "}",
@@ -140,7 +199,7 @@ def _text(manifest: Mapping[str, Any], preprocessor: Any, names: list[str]) -> s
         'tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")',
         f"tokenizer.enable_truncation({manifest['length']})",
         f"tokenizer.enable_padding(pad_id={preprocessor.pad_token_id or 0}, pad_token={preprocessor.pad_token!r})",
-        _OPEN,
+        _open(manifest),
         "",
         f"texts = [{texts}]",
         "encoded = tokenizer.encode_batch(texts)",

@@ -10,13 +10,16 @@ PyTorch computes on several threads here, and a process that has done so must no
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor
 
 from fedge.data.rows import Rows
@@ -29,6 +32,7 @@ from fedge.export.criteria import CRITERIA, scores
 from fedge.export.job import Exported, Job, Progress, example_of, job_of, manifest_of, plain_of, still, traceable
 from fedge.export.policy import Policy, calibrate, held_apart
 from fedge.export.precision import known, precise
+from fedge.export.quiet import workers
 from fedge.export.shared import WEIGHTS_FILE, save_shared
 from fedge.export.stages import Stage, trace
 from fedge.export.target import EXITS_FILE, finish, kept, name_of, write_one
@@ -36,6 +40,7 @@ from fedge.models.exits import MultiExit
 from fedge.models.load import Loaded
 
 ADAPTIVE, CHAIN = "adaptive", "chain"
+_Kind = TypeVar("_Kind")
 
 
 def export_exits(
@@ -154,24 +159,44 @@ def _answers(model: MultiExit, job: Job) -> _Answers:
     return _Answers(model, job, [model(**job.task.inputs(batch)) for batch in batches])
 
 
-def _in_precision(made: _Made, precision: str) -> Iterator[Exported]:
-    """Every target in one precision: the single exits, then the chain, whose logits choose the thresholds."""
+def _in_precision(made: _Made, precision: str) -> list[Exported]:
+    """Every target in one precision: the single exits and the chain, whose logits choose the thresholds.
+
+    They are judged side by side, each on one thread, so that what they say does not depend on how many there are. Where
+    one of them differs from PyTorch, none of this precision is left.
+    """
     stages = precise(made.stages, precision)
     costs = work.scaled(made.costs, made.stages[-1].proto, stages[-1].proto)
-    for at, blocks in enumerate(made.points):
-        yield _exit(made, stages, precision, at, blocks, costs)
-    if len(stages) == 1:
-        return
-    chain, logits = _chain(made, stages, precision, costs)
-    if made.judged is not None:
-        made.judged(precision, Judged(made.points, logits, _wanted(made.job, logits), costs))
-    yield _adaptive(made, stages, precision, logits, costs)
-    yield chain
+    try:
+        with workers() as pool:
+            rest = pool.submit(_still, _chain, made, stages, precision, costs) if len(stages) > 1 else None
+            # the deepest, which takes longest, first
+            begun = {
+                at: pool.submit(_still, _exit, made, stages, precision, at, costs)
+                for at in reversed(range(len(stages)))
+            }
+            exits = [begun[at].result() for at in range(len(stages))]
+            if rest is None:
+                return exits
+            chain, logits, by_exit = rest.result()
+            if made.judged is not None:
+                made.judged(precision, Judged(made.points, logits, _wanted(made.job, logits), costs))
+            return [*exits, _adaptive(made, stages, precision, logits, costs, by_exit, pool), chain]
+    except verify.ParityError:
+        for target in (ADAPTIVE, CHAIN, *(f"exit-{blocks}" for blocks in made.points)):
+            shutil.rmtree(made.job.folder / name_of(target, precision), ignore_errors=True)
+        raise
 
 
-def _exit(
-    made: _Made, stages: list[Stage], precision: str, at: int, blocks: int, costs: list[work.Leaving]
-) -> Exported:
+def _still(function: Callable[..., _Kind], *given: Any) -> _Kind:
+    """Gradients are kept or not thread by thread."""
+    with torch.no_grad():
+        return function(*given)
+
+
+def _exit(made: _Made, stages: list[Stage], precision: str, at: int, costs: list[work.Leaving]) -> Exported:
+    blocks = made.points[at]
+
     def judge(session: Any) -> verify.Verdict:
         return verify.compare(session, made.answers.at(at), made.job.task)
 
@@ -184,7 +209,13 @@ def _exit(
 
 
 def _adaptive(
-    made: _Made, stages: list[Stage], precision: str, logits: list[np.ndarray], costs: list[work.Leaving]
+    made: _Made,
+    stages: list[Stage],
+    precision: str,
+    logits: list[np.ndarray],
+    costs: list[work.Leaving],
+    by_exit: dict[str, float | None],
+    pool: Executor,
 ) -> Exported:
     """Thresholds from a part of the rows, the graph judged on all of them, its accuracy taken on the others."""
     task = made.job.task
@@ -194,7 +225,7 @@ def _adaptive(
 
     def judge(session: Any) -> verify.Verdict:
         verdict, counts, astray = verify.compare_adaptive(
-            session, made.answers(), task, policy.criterion, policy.thresholds, rest
+            session, made.answers(), task, policy.criterion, policy.thresholds, rest, pool
         )
         if astray and precision == "fp32":
             raise verify.ParityError(
@@ -205,7 +236,7 @@ def _adaptive(
         return verdict
 
     def more() -> dict[str, Any]:
-        return {**facts(made.points, policy, costs, len(chosen), len(rest)), **found}
+        return {**facts(made.points, policy, costs, len(chosen), len(rest)), "accuracy_by_exit": by_exit, **found}
 
     proto = adaptive(stages, policy.criterion, policy.thresholds, tokens=task.generative)
     return write_one(made.job, ADAPTIVE, precision, proto, made.model, judge, more=more)
@@ -255,8 +286,9 @@ def _wanted(job: Job, logits: Sequence[np.ndarray]) -> np.ndarray:
 
 def _chain(
     made: _Made, stages: list[Stage], precision: str, costs: list[work.Leaving]
-) -> tuple[Exported, list[np.ndarray]]:
-    """The chain's folder, judged by the worst of its exits, and every exit's deciding logits."""
+) -> tuple[Exported, list[np.ndarray], dict[str, float | None]]:
+    """The chain's folder, judged by the worst of its exits, every exit's deciding logits, and how good each exit is on
+    all rows."""
     job, named = made.job, name_of(CHAIN, precision)
     with kept(job, CHAIN, precision) as place:
         graphs: dict[str, onnx.ModelProto] = {}
@@ -271,10 +303,12 @@ def _chain(
             verify.accept(verdict, f"{named}, exit after block {blocks}", precision)
         _same_as_chain(made, place, logits, precision)
         worst = max(verdicts, key=lambda verdict: verdict.parity_max_abs)
+        by_exit = {f"exit-{point}": verdict.accuracy for point, verdict in zip(made.points, verdicts, strict=True)}
         policy = choose(made.criterion, logits, _wanted(job, logits), costs, held_apart(len(logits[0]))[0])
         manifest = {
             **manifest_of(CHAIN, None, stages[0].proto, verdicts[-1], job, precision),
             **facts(made.points, policy, costs, *map(len, held_apart(len(logits[0])))),
+            "accuracy_by_exit": by_exit,
             "weights": {"file": WEIGHTS_FILE, "bytes": reaches},
         }
         for name in graphs:
@@ -286,7 +320,8 @@ def _chain(
     last = verdicts[-1]
     file = f"{job.folder.name}/{named}/{EXITS_FILE}"
     agreement = min(verdict.agreement for verdict in verdicts)
-    return Exported(CHAIN, file, precision, size, last.accuracy, worst.parity_max_abs, agreement), logits
+    exported = Exported(CHAIN, file, precision, size, last.accuracy, worst.parity_max_abs, agreement)
+    return exported, logits, by_exit
 
 
 def _same_as_chain(made: _Made, place: Path, logits: list[np.ndarray], precision: str) -> None:

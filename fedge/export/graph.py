@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -57,7 +58,11 @@ def convert(model: nn.Module, example: Mapping[str, Tensor], *, outputs: Sequenc
         raise FedgeError(f"the weights take {size / 2**30:.1f} GiB, and an ONNX file holds less than 2 GiB")
     text = any(name in _TOKENS for name in example)
     sequences = (*_TOKENS, "hidden") if text else ()
-    free = {name: dict.fromkeys((0, 1) if name in sequences else (0,), Dim.DYNAMIC) for name in example}
+    # what a recurrent exit remembers has a place for each token in a language model alone
+    free = {
+        name: dict.fromkeys((0, 1) if name in sequences or (text and column.dim() == 4) else (0,), Dim.DYNAMIC)
+        for name, column in example.items()
+    }
     # copies: of a view the tracer would guard the tensor that it looks into
     given = ({name: column.clone() for name, column in example.items()},)
     try:
@@ -76,6 +81,12 @@ def convert(model: nn.Module, example: Mapping[str, Tensor], *, outputs: Sequenc
                 verbose=False,
             )
     except Exception as error:
+        lacking = _lacking(error)
+        if lacking:
+            raise FedgeError(
+                f"the model cannot be turned into an ONNX graph: ONNX has no operator for PyTorch's {lacking}",
+                hint="write that part of the model with other operators",
+            ) from error
         raise FedgeError(f"the model cannot be turned into an ONNX graph: {_cause(error)}") from error
     assert made is not None
     proto: onnx.ModelProto = made.model_proto
@@ -100,8 +111,11 @@ def describe(proto: onnx.ModelProto, manifest: Mapping[str, Any]) -> None:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """What an exported file says of itself. FedgeError where it is none of fedge's."""
-    proto = onnx.load(str(path), load_external_data=False)
+    """What an exported file says of itself. FedgeError where it is damaged or none of fedge's."""
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise FedgeError(f"{path} is damaged: it is no ONNX file", hint="export it again") from error
     for entry in proto.metadata_props:
         if entry.key == MANIFEST:
             found: dict[str, Any] = json.loads(entry.value)
@@ -120,6 +134,16 @@ def inputs_of(proto: onnx.ModelProto) -> list[dict[str, Any]]:
             {"name": value.name, "type": kind, "dims": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]}
         )
     return found
+
+
+def _lacking(error: BaseException | None) -> str | None:
+    """The PyTorch operator for which the exporter found nothing in ONNX, if that was it."""
+    while error is not None:
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+        if found:
+            return found[1]
+        error = error.__cause__
+    return None
 
 
 def _cause(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -29,12 +30,21 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _allowed() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers() -> ThreadPoolExecutor:
+    """A thread for each core, for work that leaves the interpreter as onnxruntime's does."""
+    return ThreadPoolExecutor(max(1, _allowed()))
+
+
 @contextmanager
 def all_cores() -> Iterator[None]:
     """PyTorch computes on every core that this process may use inside, and as before afterwards."""
     before = torch.get_num_threads()
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    torch.set_num_threads(max(1, len(allowed)))
+    torch.set_num_threads(max(1, _allowed()))
     try:
         yield
     finally:

@@ -24,13 +24,16 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Query:
     """How to infer. batch: rows at once through the chain, 0: one after the other; queries, seconds: at least so many;
-    thresholds: in place of the export's own; best_effort: go on where this host has no memory wall."""
+    thresholds: in place of the export's own; best_effort: go on where this host has no memory wall; budget: seconds
+    that a query may take, of which the share that keeps it is told; show: rows whose predictions are told."""
 
     batch: int = 0
     queries: int = 256
     seconds: float = 0.0
     thresholds: tuple[float, ...] | None = None
     best_effort: bool = False
+    budget: float | None = None
+    show: int = 0
 
 
 def infer(
@@ -69,6 +72,9 @@ def infer(
         "device": buyer.name if buyer else None,
         "memory_wall": held,
         **_figures(found, said, points, buyer, labels),
+        **_within(found, said, buyer, query),
+        "predictions": _predictions(found, said, points, query.show),
+        "generation": "prefill" if said["task"] == "causal-lm" else None,
     }
 
 
@@ -77,8 +83,12 @@ def _said(place: Path) -> dict[str, Any]:
     path = place / EXITS_FILE
     try:
         found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else manifest_of(place / "model.onnx")
-    except (ValueError, OSError) as error:
+        missing = [key for key in ("task", "cost") if key not in found]
+        missing += [] if {"exit", "exits"} & found.keys() else ["exits"]
+    except (ValueError, OSError, AttributeError) as error:
         raise FedgeError(f"{path} is damaged: {error}", hint="export it again") from error
+    if missing:
+        raise FedgeError(f"{path} is damaged: it says nothing of {', '.join(missing)}", hint="export it again")
     return found
 
 
@@ -127,12 +137,35 @@ def _figures(
         figures["accuracy"] = float((np.asarray(found.answers[:rows]) == labels[:rows]).mean())
         figures["accuracy_rows"] = rows
     if buyer is not None:
-        listed = said["cost"] if isinstance(said["cost"], list) else [said["cost"]]
-        each = np.asarray([Leaving(**cost).seconds(buyer.rates) for cost in listed])[found.exits]
+        each = _modelled(found, said, buyer)
         figures |= {f"virtual_ms_p{at}": 1000 * float(np.percentile(each, at)) for at in (50, 90, 95)}
         figures["virtual_s"] = float(each.mean())
         figures["energy_j"] = float(each.mean()) * buyer.watts
     return figures
+
+
+def _modelled(found: Measured, said: Mapping[str, Any], buyer: Buyer) -> np.ndarray:
+    """Seconds of each row on the device."""
+    listed = said["cost"] if isinstance(said["cost"], list) else [said["cost"]]
+    seconds: np.ndarray = np.asarray([Leaving(**cost).seconds(buyer.rates) for cost in listed])[found.exits]
+    return seconds
+
+
+def _within(found: Measured, said: Mapping[str, Any], buyer: Buyer | None, query: Query) -> dict[str, Any]:
+    """The share of queries that take no longer than the budget: modelled on the device, else as elapsed here."""
+    if query.budget is None:
+        return {"budget_s": None, "within_budget": None}
+    times = np.asarray(found.wall_s) if buyer is None else _modelled(found, said, buyer)
+    return {"budget_s": query.budget, "within_budget": float((times <= query.budget).mean())}
+
+
+def _predictions(found: Measured, said: Mapping[str, Any], points: list[int], show: int) -> list[dict[str, Any]]:
+    """Row, label and exit of the first rows; of a language model the next token's number."""
+    labels = said.get("labels") or []
+    return [
+        {"row": at, "label": labels[answer] if answer < len(labels) else str(answer), "exit": points[exit_]}
+        for at, (answer, exit_) in enumerate(zip(found.answers[:show], found.exits[:show], strict=True))
+    ]
 
 
 def _by_exit(found: Measured, points: list[int]) -> dict[str, float | None]:

@@ -17,11 +17,13 @@ from fedge.emulation.roofline import Rates
 from fedge.errors import InfeasibleError
 from fedge.export import graph
 from fedge.export.budget import Budget
+from fedge.export.card import card
 from fedge.export.compose import THRESHOLDS
 from fedge.export.criteria import scores, taken
 from fedge.export.exits import ADAPTIVE, Judged, choose
 from fedge.export.folder import whole, write_json
 from fedge.export.job import Exported
+from fedge.export.mobile import OPERATORS_FILE, ORT_FILE
 from fedge.export.policy import Policy, held_apart
 from fedge.export.target import EXITS_FILE, name_of
 
@@ -48,6 +50,7 @@ class Choice:
     joules: float | None = None
     accuracy: float | None = None
     policy: Policy | None = None
+    exits_taken: Mapping[str, int] | None = None
     refused: str | None = None
 
 
@@ -100,23 +103,30 @@ def _offer(buyer: Buyer, one: Exported, need: int, judged: Judged, criterion: st
     right = np.stack([each[rest].argmax(-1) == judged.wanted[rest] for each in judged.logits])
     seconds = float(np.asarray(seconds_at)[exits].mean())
     accuracy = float(right[exits, np.arange(len(rest))].mean())
-    return Choice(buyer.name, one.target, one.precision, need, seconds, seconds * buyer.watts, accuracy, policy)
+    counts = np.bincount(exits, minlength=len(judged.points)).tolist()
+    left = {f"exit-{point}": count for point, count in zip(judged.points, counts, strict=True)}
+    joules = seconds * buyer.watts
+    return Choice(buyer.name, one.target, one.precision, need, seconds, joules, accuracy, policy, left)
 
 
-def write_choice(choice: Choice, exports: Path) -> Path:
-    """Copy what was chosen to ``exports/for/<device>``, with the device's thresholds as the graph's default."""
+def write_choice(choice: Choice, exports: Path, preprocessor: Any) -> Path:
+    """Copy what was chosen to ``exports/for/<device>``, with the device's thresholds as the graph's default.
+
+    preprocessor: the model's tokenizer or image processor, of which the card speaks.
+    """
     assert choice.target is not None
     assert choice.precision is not None
     source = exports / name_of(choice.target, choice.precision)
     folder = exports / "for" / choice.device
     with whole(folder) as place:
-        shutil.copytree(source, place, dirs_exist_ok=True)
+        # the ORT format holds the thresholds too, and is made anew where it is wanted
+        shutil.copytree(source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ORT_FILE, OPERATORS_FILE))
         if choice.policy is not None:
-            _set_policy(place, choice)
+            _set_policy(place, choice, preprocessor)
     return folder
 
 
-def _set_policy(place: Path, choice: Choice) -> None:
+def _set_policy(place: Path, choice: Choice, preprocessor: Any) -> None:
     assert choice.policy is not None
     path = place / "model.onnx"
     proto = onnx.load(str(path))
@@ -125,7 +135,7 @@ def _set_policy(place: Path, choice: Choice) -> None:
             values = np.asarray(choice.policy.thresholds, dtype=np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, THRESHOLDS))
     manifest: dict[str, Any] = json.loads((place / EXITS_FILE).read_text())
-    manifest["device"] = choice.device
+    manifest |= {"device": choice.device, "accuracy": choice.accuracy, "exits_taken": choice.exits_taken}
     manifest["policy"] = {
         **manifest["policy"],
         "thresholds": list(choice.policy.thresholds),
@@ -135,3 +145,4 @@ def _set_policy(place: Path, choice: Choice) -> None:
     graph.describe(proto, manifest)
     onnx.save(proto, str(path))
     write_json(place / EXITS_FILE, manifest)
+    (place / "README.md").write_text(card(manifest, preprocessor, place), encoding="utf-8")

@@ -63,13 +63,17 @@ def _alone(model: MultiExit, at: int) -> MultiExit:
     """A copy whose other blocks and exits are empty, so that the tracer does not carry them along."""
     short = share(model)
     assert isinstance(short, MultiExit)
-    first, last = model.points[at - 1] if at else 0, model.points[at]
+    kept = model.span(at)
     for index in range(len(short.parts.layers)):
-        if not first <= index < last:
+        if index not in kept:
             short.parts.layers[index] = nn.Identity()  # type: ignore[index]
     for blocks in list(short.exits):
-        if int(blocks) != last:
+        if int(blocks) != model.points[at]:
             short.exits[blocks] = nn.Identity()
+    if short.accumulator is not None and not model.form.shared:
+        for index in range(len(short.accumulator.layers)):
+            if index not in kept:
+                short.accumulator.layers[index] = nn.Identity()
     return short.eval()
 
 

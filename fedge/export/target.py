@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import onnx
@@ -18,6 +19,7 @@ from fedge.export.job import Exported, Job, manifest_of
 
 #: What a folder says of its exits and policy, for people and for ``fedge infer``.
 EXITS_FILE = "exits.json"
+_ONE_AT_A_TIME = Lock()
 
 
 def name_of(target: str, precision: str) -> str:
@@ -81,7 +83,8 @@ def write_one(
 
 def finish(place: Path, manifest: Mapping[str, Any], model: nn.Module, job: Job) -> None:
     """Write the configuration, the preprocessor, the card, and ``exits.json`` where there is more than one exit."""
-    describe(place, model, job.loaded, job.labels)
-    (place / "README.md").write_text(card(manifest, job.loaded.preprocessor, place), encoding="utf-8")
+    with _ONE_AT_A_TIME:  # targets are judged side by side, and a tokenizer is no thread's own
+        describe(place, model, job.loaded, job.labels)
+        (place / "README.md").write_text(card(manifest, job.loaded.preprocessor, place), encoding="utf-8")
     if "exits" in manifest:
         write_json(place / EXITS_FILE, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from fedge.export.chain import Chain
 from fedge.export.criteria import scores, taken
 
 #: By precision, the largest difference between a logit of the graph and PyTorch's that is taken for rounding, for
-#: logits up to ``_USUAL``. Rounding grows with what is rounded (about 1e-6 of it was seen), so the limit does too.
+#: logits up to ``USUAL``. Rounding grows with what is rounded (about 1e-6 of it was seen), so the limit does too.
 TOLERANCE = {"fp32": 1e-4}
 #: In other precisions, the least share of labels that are PyTorch's.
 AGREEMENT = {"fp16": 0.98, "int8": 0.92, "int4": 0.85}
 #: A score this close to its threshold may be on either side of it.
 NEAR = 1e-4
-_USUAL = 10.0
+USUAL = 10.0
 MODEL_FILE = "model.onnx"
 
 #: Rows in a chunk, and the logits that a chunk of token predictions may hold.
@@ -157,7 +158,13 @@ def compare_chain(chain: Chain, answers: Answers, task: Task) -> tuple[list[Verd
 
 
 def compare_adaptive(
-    session: Any, answers: Answers, task: Task, criterion: str, thresholds: Sequence[float], scored: np.ndarray
+    session: Any,
+    answers: Answers,
+    task: Task,
+    criterion: str,
+    thresholds: Sequence[float],
+    scored: np.ndarray,
+    pool: Executor,
 ) -> tuple[Verdict, list[int], int]:
     """Hold a graph that decides itself against PyTorch, row by row and without padding.
 
@@ -168,16 +175,19 @@ def compare_adaptive(
     tally, counted = Tally(task), set(scored.tolist())
     counts: list[int] = []
     astray = row = 0
+    names = [given.name for given in session.get_inputs()]
+
+    def answer(one: Mapping[str, Tensor]) -> tuple[np.ndarray, int]:
+        logits, index = session.run(["logits", "exit_index"], {name: one[name].numpy() for name in names})
+        return logits, int(index)
+
     for batch, expected in answers:
         counts = counts or [0] * len(expected)
         found = scores([deciding(each.numpy(), batch) for each in expected], criterion)
         wanted = taken(found, thresholds)
         near = np.abs(found[:, :-1] - np.asarray(thresholds, dtype=np.float32)).min(axis=1) <= NEAR
-        for at in range(len(found)):
-            one = _trimmed({name: column[at : at + 1] for name, column in batch.items()})
-            names = [given.name for given in session.get_inputs()]
-            logits, index = session.run(["logits", "exit_index"], {name: one[name].numpy() for name in names})
-            exit_ = int(index)
+        ones = [_trimmed({name: column[at : at + 1] for name, column in batch.items()}) for at in range(len(found))]
+        for at, (one, (logits, exit_)) in enumerate(zip(ones, pool.map(answer, ones), strict=True)):
             counts[exit_] += row in counted
             astray += int(exit_ != wanted[at] and not near[at])
             theirs = expected[exit_][at : at + 1]
@@ -203,7 +213,7 @@ def accept(verdict: Verdict, target: str, precision: str) -> None:
     if worst != worst:
         raise ParityError(f"{target}: logits are not numbers (nan), so it was not kept")
     if precision in TOLERANCE:
-        limit = TOLERANCE[precision] * max(1.0, verdict.largest / _USUAL)
+        limit = TOLERANCE[precision] * max(1.0, verdict.largest / USUAL)
         if worst > limit:
             raise ParityError(
                 f"{target}: the ONNX graph's logits differ from PyTorch's by {worst:.3g}, more than {limit:.3g} "

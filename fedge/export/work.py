@@ -46,11 +46,7 @@ def by_exit(model: MultiExit, columns: Mapping[str, Tensor]) -> list[Leaving]:
 
 def _weights(model: MultiExit, at: int) -> int:
     """Bytes of the weights of one stage, of embeddings the rows that one token reads left out."""
-    parts = model.parts
-    first = model.points[at - 1] if at else 0
-    modules = [*list(parts.layers)[first : model.points[at]]]
-    head = str(model.points[at])
-    modules += [model.exits[head]] if head in model.exits else []
+    modules = model.modules_of(at)
     return sum(tensor.numel() * tensor.element_size() for module in modules for tensor in module.parameters())
 
 

@@ -85,6 +85,7 @@ def built_row(key: str, target: str, aliases: Mapping[str, str], rows: Mapping[s
         "family": card.family,
         "final": card.final,
         "roles": list(card.roles),
+        "linear": bool(getattr(made, "linear", False)),
         "waives": dict(card.waives),
         "fields": fields,
         "nearest": key,

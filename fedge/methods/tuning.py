@@ -13,8 +13,9 @@ A member says in ``build`` which tensors are trained; everything else follows. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from math import ceil
 from typing import Literal
 
@@ -27,6 +28,7 @@ from fedge.core.fit import Batch, Loss, fit
 from fedge.core.fold import Coverage
 from fedge.core.method import Device, Method, Replies, Rows, Server, State, Talk
 from fedge.core.payload import Payload, Tree
+from fedge.core.server import ServerOptimizer
 from fedge.models.anatomy import anatomy, is_known
 from fedge.models.names import attach, load, trainable
 
@@ -48,6 +50,15 @@ class Tuning(Method):
     prox: float = field(default=0.0, metadata=doc("FedProx's mu: pull towards the global weights"))
     checkpointing: bool = field(default=False, metadata=doc("recompute activations instead of keeping them"))
     depth: float = field(default=1.0, metadata=doc("share of the layers, counted from the output, that is trained"))
+    length: float = field(default=1.0, metadata=doc("share of each text that this device trains on, from its start"))
+    base: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata=doc("what this device keeps the matrices in that it does not train", "fp32", "bf16")
+    )
+    scale_steps: bool = field(
+        default=False, metadata=doc("offer slow devices half and a quarter of the steps, and weigh changes by FedNova")
+    )
+    scale_length: bool = field(default=False, metadata=doc("offer devices the first half of each text"))
+    scale_base: bool = field(default=False, metadata=doc("offer devices what is not trained in bf16"))
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch"):
@@ -57,8 +68,18 @@ class Tuning(Method):
             raise ValueError(f"micro_batch must be above 0, not {self.micro_batch}")
         if not 0 < self.depth <= 1:
             raise ValueError(f"depth is a share of the layers in (0, 1], not {self.depth}")
+        if not 0 < self.length <= 1:
+            raise ValueError(f"length is a share of each text in (0, 1], not {self.length}")
+        if self.base not in ("fp32", "bf16"):
+            raise ValueError(f"base is fp32 or bf16, not {self.base!r}")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer is adamw or sgd, not {self.optimizer!r}")
+
+    def reads(self, rows: Rows) -> Rows:
+        return rows if self.length == 1 else rows.cut(self.length)
+
+    def keeps(self) -> str:
+        return self.base
 
     def among_others(self) -> Tuning:
         """This method as a member of a cohort whose other members train other tensors of the same function."""
@@ -110,7 +131,8 @@ class Tuning(Method):
         """Freeze ``model`` but for what ``trains(name, layer)`` allows within this variant's depth, and its new head.
 
         ``layer`` is the index of the block that a parameter lies in, None outside of the blocks. The embeddings are
-        trained only at full depth. A model whose blocks are not known has only its full depth: MissingError for less.
+        trained only at full depth, what no forward pass reads never. A model whose blocks are not known has only its
+        full depth: MissingError for less.
         Returns the model.
         """
         if self.depth == 1 and not is_known(model):  # a model of the user's own: all of it is one piece
@@ -124,14 +146,20 @@ class Tuning(Method):
         for name, parameter in model.named_parameters():
             layer = next((i for i, prefix in enumerate(parts.layer_prefixes) if name.startswith(prefix)), None)
             deep = layer >= first if layer is not None else self.depth == 1 or name.startswith(tail)
-            parameter.requires_grad_(name.startswith(heads) or (deep and trains(name, layer)))
+            wanted = name.startswith(heads) or (deep and trains(name, layer))
+            parameter.requires_grad_(wanted and not name.startswith(parts.idle_prefixes))
         if self.checkpointing:
-            for module in model.modules():
-                if isinstance(module, PreTrainedModel):
-                    module.config.use_cache = False
-                    module.activation_checkpointing_enable()
-                    break
+            checkpoint(model)
         return model
+
+
+def checkpoint(model: nn.Module) -> None:
+    """Let the model's blocks recompute their activations, in place."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.use_cache = False
+            module.activation_checkpointing_enable()
+            break
 
 
 def start_of(model: nn.Module) -> Tree:
@@ -160,15 +188,69 @@ def leave(dev: Device, start: Tree) -> Payload:
     return Payload({"delta": delta}, weight=len(dev.data))
 
 
-def average(srv: Server, state: State, replies: Replies, scale: Callable[[str], float] = lambda device: 1.0) -> State:
-    """The family's server step; ``scale(device)`` weighs a device's change beyond its rows (staleness)."""
+def scaled(variants: Sequence[Method]) -> list[Method]:
+    """The variants, and after them what ``scale_length``, ``scale_steps`` and ``scale_base`` make of them.
+
+    In the order in which they are preferred where as much is trained: whole texts before half of each, then all steps
+    before fewer, then the frozen matrices in fp32 before bf16, then the method's own order (rows at once). Fewer steps
+    are offered of every variant; less text and bf16 only of the leanest among those that train the same, since rows at
+    once and checkpointing save memory for nothing but time.
+    """
+    tuned = [variant for variant in variants if isinstance(variant, Tuning)]
+    if len(tuned) < len(variants):
+        return list(variants)
+    leanest = list({replace(v, micro_batch=None, checkpointing=False): v for v in tuned}.values())
+    found: list[Method] = []
+    for length, share, base in product((1.0, 0.5), (1, 2, 4), ("fp32", "bf16")):
+        for v in tuned if (length, base) == (1.0, "fp32") else leanest:
+            asked = (length == 1 or v.scale_length) and (share == 1 or v.scale_steps)
+            if asked and (base == "fp32" or (v.scale_base and not v.personalises)):
+                kept = "bf16" if base == "bf16" else v.base
+                found.append(replace(v, length=v.length * length, steps=max(1, v.steps // share), base=kept))
+    return list(dict.fromkeys(found))
+
+
+def pace(srv: Server, replies: Replies) -> dict[str, float]:
+    """What each device's change is scaled by when devices take different numbers of steps (FedNova, arXiv 2007.07481).
+
+    ``Δ = τ_eff Σ p_k Δ_k / τ_k`` with ``τ_eff = Σ p_k τ_k``: who takes fewer steps pulls no less towards its own
+    optimum. Exact for plain SGD; for AdamW a step counts as a step too. Empty where no device scales its steps.
+    """
+    picked = {device: srv.variants.get(device) for device in replies}
+    working = {device: method.working(srv.round) if method else None for device, method in picked.items()}
+    steps = {device: w.steps for device, w in working.items() if isinstance(w, Tuning) and w.scale_steps}
+    if len(set(steps.values())) < 2 or len(steps) < len(working):
+        return {}
+    rows = {device: reply.weight for device, reply in replies.items()}
+    effective = sum(rows[device] * steps[device] for device in steps) / sum(rows.values())
+    return {device: effective / count for device, count in steps.items()}
+
+
+def _delta(reply: Payload) -> Tree:
+    return reply["delta"]
+
+
+def average(
+    srv: Server,
+    state: State,
+    replies: Replies,
+    scale: Callable[[str], float] = lambda device: 1.0,
+    change_of: Callable[[Payload], Tree] = _delta,
+    optimizer: ServerOptimizer | None = None,
+) -> State:
+    """The family's server step.
+
+    ``scale(device)`` weighs a device's change beyond its rows (staleness); ``change_of`` reads the change of each
+    tensor out of a reply; ``optimizer`` is the method's own, where it has one (None: the stage's).
+    """
     weights: Tree = state["weights"]
     coverage = Coverage({name: tensor.shape for name, tensor in weights.items()})
+    paces = pace(srv, replies)
     for device, reply in replies.items():
-        share = scale(device)
-        coverage.add(reply.weight, {n: t * share for n, t in reply["delta"].items()} if share != 1 else reply["delta"])
+        share, moved = scale(device) * paces.get(device, 1.0), change_of(reply)
+        coverage.add(reply.weight, {n: t * share for n, t in moved.items()} if share != 1 else moved)
     change, covered = coverage.mean()
-    weights, moments = srv.optimizer.step(weights, change, state["moments"], covered)
+    weights, moments = (optimizer or srv.optimizer).step(weights, change, state["moments"], covered)
     return {**state, "weights": weights, "moments": moments, "changed": sorted({*state["changed"], *change})}
 
 

@@ -26,6 +26,10 @@ class Anatomy:
 
     #: Path of the list of blocks inside the backbone.
     blocks_path: ClassVar[str]
+    #: Name of the norm after the last block inside the backbone; empty where there is none.
+    norm_name: ClassVar[str] = ""
+    #: How many tokens stay before a prompt: a class token that pooling looks for in its place.
+    leading: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module, core: nn.Module, prefix: str):
         self.model = model
@@ -50,6 +54,11 @@ class Anatomy:
         return ()
 
     @property
+    def idle_prefixes(self) -> tuple[str, ...]:
+        """What the names of tensors begin with that no forward pass reads."""
+        return ()
+
+    @property
     def depth(self) -> int:
         """How many blocks there are."""
         return len(self.layers)
@@ -63,6 +72,19 @@ class Anatomy:
         """What enters the first block."""
         raise NotImplementedError
 
+    @property
+    def vocabulary(self) -> Tensor:
+        """The word vectors ``[words, hidden]``. Raises MissingError for a model that reads no words."""
+        raise MissingError(f"a {type(self.model).__name__} reads no words")
+
+    def prompted(self, inputs: Inputs, prompt: Tensor) -> Tensor:
+        """What enters the first block when vectors ``prompt [tokens, hidden]`` come first, or after ``leading``."""
+        return self.placed(_before(prompt, functional.embedding(inputs["input_ids"], self.vocabulary)))
+
+    def placed(self, vectors: Tensor) -> Tensor:
+        """What enters the first block for vectors ``[rows, tokens, hidden]`` that stand for words."""
+        return self.core.embeddings(inputs_embeds=vectors)
+
     def mask(self, inputs: Inputs, hidden: Tensor) -> Any:
         """What the blocks need besides the hidden state; the same for all of them."""
         from transformers.masking_utils import create_bidirectional_mask
@@ -72,16 +94,51 @@ class Anatomy:
         )
 
     def block(self, index: int, hidden: Tensor, mask: Any) -> Tensor:
-        """One block."""
-        return _tensor(self.layers[index](hidden, mask))
+        """One block of the model."""
+        return self.through(self.layers[index], hidden, mask)
+
+    def through(self, layer: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
+        """Through any block of this model's kind."""
+        return _tensor(layer(hidden, mask))
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm after the last block, where there is one."""
+        found: nn.Module | None = getattr(self.core, self.norm_name, None) if self.norm_name else None
+        return found
+
+    @property
+    def norm_prefix(self) -> tuple[str, ...]:
+        """What the names of that norm's tensors begin with; empty where there is none."""
+        return (f"{self.prefix}{self.norm_name}.",) if self.norm_name else ()
+
+    @property
+    def linear(self) -> nn.Linear | None:
+        """The classifier, where the head is that one linear layer on what ``pool`` gives."""
+        return None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the head gives logits at every token (language models) instead of one row of them."""
+        return False
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """The norm after the last block, where there is one."""
-        return hidden
+        """Through the norm after the last block, where there is one."""
+        norm = self.norm
+        return hidden if norm is None else norm(hidden)
 
     def pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
         """From tokens to what the head takes."""
         return hidden
+
+    def pushed(self, hidden: Tensor, change: Tensor) -> Tensor:
+        """The hidden state changed so that ``pool`` gives ``change`` (of its shape) more than before."""
+        if change.dim() == hidden.dim():
+            return hidden + change
+        change = change.unsqueeze(1)
+        if getattr(self.model, "pooling", None) == "mean":
+            return hidden + change
+        return torch.cat([hidden[:, :1] + change, hidden[:, 1:]], 1)
 
     def head(self, features: Tensor) -> Tensor:
         """Logits from what ``pool`` gave."""
@@ -98,6 +155,8 @@ class Anatomy:
 
 class _ViT(Anatomy):
     blocks_path = "layers"
+    norm_name = "layernorm"
+    leading = 1
 
     @property
     def head_prefixes(self) -> tuple[str, ...]:
@@ -106,8 +165,13 @@ class _ViT(Anatomy):
     def embed(self, inputs: Inputs) -> Tensor:
         return self.core.embeddings(inputs["pixel_values"])
 
-    def finish(self, hidden: Tensor) -> Tensor:
-        return self.core.layernorm(hidden)
+    @property
+    def linear(self) -> nn.Linear | None:
+        return _linear(self.model)
+
+    def prompted(self, inputs: Inputs, prompt: Tensor) -> Tensor:
+        hidden = self.embed(inputs)
+        return torch.cat([hidden[:, :1], _before(prompt, hidden[:, 1:])], 1)
 
     def pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
         return hidden[:, 0, :] if self.model is not self.core else hidden
@@ -130,6 +194,24 @@ class _Encoder(Anatomy):
         if pooler is not None and not hasattr(model, "pool"):
             return (f"{self.prefix}pooler.", *prefixes)
         return prefixes
+
+    @property
+    def idle_prefixes(self) -> tuple[str, ...]:
+        # sentence encoders come with a pooler, and pool their tokens otherwise
+        return (f"{self.prefix}pooler.",) if hasattr(self.model, "pool") else ()
+
+    @property
+    def linear(self) -> nn.Linear | None:
+        return _linear(self.model) if hasattr(self.model, "pool") else None
+
+    @property
+    def per_token(self) -> bool:
+        return self.model is not self.core and not hasattr(self.model, "classifier")
+
+    @property
+    def vocabulary(self) -> Tensor:
+        words: Tensor = self.core.embeddings.word_embeddings.weight
+        return words
 
     def embed(self, inputs: Inputs) -> Tensor:
         given = {name: inputs[name] for name in ("input_ids", "token_type_ids") if inputs.get(name) is not None}
@@ -169,8 +251,8 @@ class _MPNet(_Encoder):
     def mask(self, inputs: Inputs, hidden: Tensor) -> Any:
         return super().mask(inputs, hidden), self.core.encoder.compute_position_bias(hidden)
 
-    def block(self, index: int, hidden: Tensor, mask: Any) -> Tensor:
-        return _tensor(self.layers[index](hidden, *mask))
+    def through(self, layer: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
+        return _tensor(layer(hidden, *mask))
 
 
 class _DistilBert(_Encoder):
@@ -178,6 +260,9 @@ class _DistilBert(_Encoder):
 
     def embed(self, inputs: Inputs) -> Tensor:
         return self.core.embeddings(inputs["input_ids"])
+
+    def placed(self, vectors: Tensor) -> Tensor:
+        return self.core.embeddings(None, vectors)
 
     def head(self, features: Tensor) -> Tensor:
         model: Any = self.model
@@ -197,6 +282,14 @@ class _Decoder(Anatomy):
     @property
     def head_prefixes(self) -> tuple[str, ...]:
         return tuple(f"{name}." for name in ("lm_head", "classifier") if hasattr(self.model, name))
+
+    @property
+    def linear(self) -> nn.Linear | None:
+        return _linear(self.model)
+
+    @property
+    def per_token(self) -> bool:
+        return hasattr(self.model, "lm_head")
 
     def pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
         model: Any = self.model
@@ -223,23 +316,37 @@ class _Decoder(Anatomy):
 
 class _GPT2(_Decoder):
     blocks_path = "h"
+    norm_name = "ln_f"
 
     def embed(self, inputs: Inputs) -> Tensor:
-        embedded = self.core.wte(inputs["input_ids"])
-        return self.core.drop(embedded + self.core.wpe(_positions(embedded)))
+        return self.placed(self.core.wte(inputs["input_ids"]))
 
-    def block(self, index: int, hidden: Tensor, mask: Any) -> Tensor:
-        return _tensor(self.layers[index](hidden, None, mask, use_cache=False))
+    @property
+    def vocabulary(self) -> Tensor:
+        words: Tensor = self.core.wte.weight
+        return words
 
-    def finish(self, hidden: Tensor) -> Tensor:
-        return self.core.ln_f(hidden)
+    def placed(self, vectors: Tensor) -> Tensor:
+        return self.core.drop(vectors + self.core.wpe(_positions(vectors)))
+
+    def through(self, layer: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
+        return _tensor(layer(hidden, None, mask, use_cache=False))
 
 
 class _Llama(_Decoder):
     blocks_path = "layers"
+    norm_name = "norm"
 
     def embed(self, inputs: Inputs) -> Tensor:
         return self.core.embed_tokens(inputs["input_ids"])
+
+    @property
+    def vocabulary(self) -> Tensor:
+        words: Tensor = self.core.embed_tokens.weight
+        return words
+
+    def placed(self, vectors: Tensor) -> Tensor:
+        return vectors
 
     def mask(self, inputs: Inputs, hidden: Tensor) -> Any:
         positions = _positions(hidden)
@@ -249,11 +356,8 @@ class _Llama(_Decoder):
             "position_ids": positions,
         }
 
-    def block(self, index: int, hidden: Tensor, mask: Any) -> Tensor:
-        return _tensor(self.layers[index](hidden, use_cache=False, **mask))
-
-    def finish(self, hidden: Tensor) -> Tensor:
-        return self.core.norm(hidden)
+    def through(self, layer: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
+        return _tensor(layer(hidden, use_cache=False, **mask))
 
 
 _HEADS = ("cls", "lm_head", "pre_classifier", "classifier", "vocab_transform", "vocab_layer_norm", "vocab_projector")
@@ -287,6 +391,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     kind = type(model).__name__
     if kind == "MultiExit":  # its names are its base's
         return anatomy(model.base)  # type: ignore[arg-type]
+    if kind in ("Prompted", "Rewritten"):
+        return model.parts  # type: ignore[return-value]
     if kind in _FAMILIES:
         return _FAMILIES[kind](model, model, "")
     decoder_classifier = kind in ("GPT2ForSequenceClassification", "LlamaForSequenceClassification")
@@ -323,8 +429,18 @@ def truncate(model: nn.Module, depth: int) -> nn.Module:
     return parts.model
 
 
+def _linear(model: nn.Module) -> nn.Linear | None:
+    """A model's classifier, where that is one linear layer."""
+    found = getattr(model, "classifier", None)
+    return found if isinstance(found, nn.Linear) else None
+
+
 def _tensor(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
+
+
+def _before(prompt: Tensor, hidden: Tensor) -> Tensor:
+    return torch.cat([prompt.expand(hidden.shape[0], -1, -1), hidden], 1)
 
 
 def _positions(hidden: Tensor) -> Tensor:

@@ -24,13 +24,18 @@ def classifier(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 @torch.no_grad()
-def features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What enters the last linear layer, ``[rows, width]``, without dropout."""
+def features(model: nn.Module, inputs: Mapping[str, Tensor], into: nn.Module | None = None) -> Tensor:
+    """What enters the last linear layer (or ``into``), ``[rows, width]``, without dropout."""
+    return entering(model.eval(), inputs, into)[0]
+
+
+def entering(model: nn.Module, inputs: Mapping[str, Tensor], into: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """What enters the last linear layer (or ``into``), ``[rows, width]``, and the logits, with their gradients."""
     taken: list[Tensor] = []
-    _, last = classifier(model)
-    look = last.register_forward_pre_hook(lambda module, given: taken.append(given[0].detach()))
+    into = into or classifier(model)[1]
+    look = into.register_forward_pre_hook(lambda module, given: taken.append(given[0]))
     try:
-        model.eval()(**inputs)
+        output = model(**inputs)
     finally:
         look.remove()
-    return taken[0]
+    return taken[0], output if isinstance(output, Tensor) else output.logits

@@ -26,11 +26,16 @@ from fedge.models.quiet import quiet
 
 __all__ = ["MINILM", "Loaded", "load"]
 
+#: Bytes of weights up to which planning reads them all the same.
+LIGHT = 1 << 30
 #: The head that a fedge folder keeps beside an encoder.
 HEAD_FILE = "head.safetensors"
 #: What a fedge folder says of a multi-exit model, and the weights of its exits.
 EXITS_FILE = "exits.json"
 EXITS_WEIGHTS = "exits.safetensors"
+#: What a fedge folder says of the modules that were put onto the base, and their weights.
+EXTRAS_FILE = "extras.json"
+EXTRAS_WEIGHTS = "extras.safetensors"
 
 
 @dataclass
@@ -62,12 +67,15 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     folder: Path | None = None,
+    weights: bool = True,
 ) -> Loaded:
     """Load a model for a task, with a new head drawn from ``seed`` where it has none that fits.
 
     ``task``: one of ``core.task.TASKS`` or None (told from the model). ``options``: sizes of a bundled model, fields of
     a Hugging Face configuration, or the arguments of a function of the user's own. ``folder``: what relative paths
-    start from. The same arguments give the same bits in every process. Raises MissingError for what isn't there and
+    start from. ``weights=False``: shapes are enough, so a Hugging Face model whose weights are missing or beyond
+    ``LIGHT`` comes without storage (on torch's meta device). The same arguments give the same bits in every process.
+    Raises MissingError for what isn't there and
     ConfigError for what doesn't fit.
     """
     if task is not None and task not in TASKS:
@@ -83,8 +91,8 @@ def load(
             elif _is_function(name):
                 loaded = _custom(name, task, classes, options, folder)
             else:
-                place = find(name, folder, revision, trust_remote_code)
-                loaded = _pretrained(place, task, classes, labels, options)
+                place = find(name, folder, revision, trust_remote_code, weights=weights)
+                loaded = _pretrained(place, task, classes, labels, options, weights)
     except FedgeError:
         raise
     except Exception as error:  # damaged files, wrong sizes, a module of the user's own: many libraries, many classes
@@ -150,9 +158,19 @@ def _importable(folder: Path | None) -> Iterator[None]:
 
 
 def _pretrained(
-    place: Place, task: str | None, classes: int | None, labels: list[str] | None, options: dict[str, Any]
+    place: Place,
+    task: str | None,
+    classes: int | None,
+    labels: list[str] | None,
+    options: dict[str, Any],
+    weights: bool,
 ) -> Loaded:
     from transformers import AutoConfig
+
+    if weights and not place.weighty:
+        message = f"the weights of model {place.source} are missing: no model.safetensors beside its config.json"
+        raise MissingError(message, hint="fedge plan works without them")
+    shapes = not weights and (not place.weighty or place.size > LIGHT)
 
     try:
         config = AutoConfig.from_pretrained(place.where, **place.common)
@@ -168,15 +186,23 @@ def _pretrained(
             classes = classes if classes is not None else config.num_labels
             _name_labels(config, classes, labels)
         if task == "text-classification" and _headless(place, config):
-            model = _pooled(place, config, classes or config.num_labels, labels)
+            model = _pooled(place, config, classes or config.num_labels, labels, shapes)
+        elif shapes:
+            model = _outlined(_auto(task), config)
         else:
             model = _read(place, _auto(task), config)
     except (OSError, ImportError) as error:
         raise MissingError(f"model {place.source} can't be loaded: {_first(error)}") from error
     except (KeyError, ValueError) as error:
         raise ConfigError(f"model {place.source} can't be loaded for {task or 'its task'}: {_first(error)}") from error
-    model = _with_exits(place, model)
+    model = _with_exits(place, _with_extras(place, model))
     return Loaded(model, _preprocessor(place, task), _task(task, model, classes), place.source, place.kind)
+
+
+def _outlined(auto: Any, config: Any) -> Any:
+    """A model of a configuration's shapes, without storage."""
+    with torch.device("meta"):
+        return auto.from_config(config, dtype=torch.float32)
 
 
 def _read(place: Place, auto: Any, config: Any) -> Any:
@@ -191,7 +217,9 @@ def _read(place: Place, auto: Any, config: Any) -> Any:
         **place.common,
     )
     try:
-        heads = (*anatomy(model).head_prefixes, "pooler.")
+        parts = anatomy(model)
+        # a multi-exit model without its base's way out has no norm after its last block either
+        heads = (*parts.head_prefixes, "pooler.", *(parts.norm_prefix if place.file(EXITS_FILE) else ()))
     except MissingError:
         return model
     new = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
@@ -262,9 +290,13 @@ def _name_labels(config: Any, classes: int, labels: list[str] | None) -> None:
         config.num_labels = classes
 
 
-def _pooled(place: Place, config: Any, classes: int, labels: list[str] | None) -> nn.Module:
+def _pooled(place: Place, config: Any, classes: int, labels: list[str] | None, shapes: bool) -> nn.Module:
     from transformers import AutoModel
 
+    if shapes:
+        encoder = _outlined(AutoModel, config)
+        with torch.device("meta"):
+            return PooledClassifier(encoder, classes, pooling=_pooling(place), labels=labels)
     # the head is drawn before the encoder is read, so that it does not depend on what transformers draws while loading
     state = torch.get_rng_state()
     encoder = _read(place, AutoModel, config)
@@ -280,6 +312,20 @@ def _pooled(place: Place, config: Any, classes: int, labels: list[str] | None) -
     return model
 
 
+def _with_extras(place: Place, model: nn.Module) -> nn.Module:
+    """The model with the modules that fedge saved beside it, or as it is."""
+    path, weights = place.file(EXTRAS_FILE), place.file(EXTRAS_WEIGHTS)
+    if path is None or weights is None:
+        return model
+    from safetensors.torch import load_file
+
+    from fedge.models import extras, names
+
+    model = extras.extend(model, json.loads(path.read_text()))
+    names.load(model, load_file(weights))
+    return model
+
+
 def _with_exits(place: Place, model: nn.Module) -> nn.Module:
     """The multi-exit model that fedge saved, or the model as it is."""
     path, weights = place.file(EXITS_FILE), place.file(EXITS_WEIGHTS)
@@ -287,11 +333,12 @@ def _with_exits(place: Place, model: nn.Module) -> nn.Module:
         return model
     from safetensors.torch import load_file
 
-    from fedge.models.exits import MultiExit
+    from fedge.models.exits import Form, MultiExit
 
     said = json.loads(path.read_text())
-    found = MultiExit(model, said["exits"], said["classes"], headless=said["headless"])
-    found.exits.load_state_dict({name.removeprefix("exits."): one for name, one in load_file(weights).items()})
+    form = Form(**said.get("form", {}))
+    found = MultiExit(model, said["exits"], said["classes"], headless=said["headless"], form=form)
+    found.load_own_parts(load_file(weights))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,14 +131,24 @@ def absorbed(model: nn.Module, pairs: Mapping[str, Pair], weights: Mapping[str, 
     ``weights``: what stands for the model's own weights, by payload name, where that has moved before. The layer's
     orientation is minded. Adapters that the model has are left out of it. One new tensor is made for each weight.
     """
-    modules = {canonical(name): each for name, each in model.named_modules() if not isinstance(each, LoraLayer)}
     found = {}
-    for name, (a, b) in pairs.items():
-        module: Any = modules[name]
+    for name, module, left, right in _oriented(model, pairs):
         old = weights.get(f"{name}.weight", module.weight.detach())
-        left, right = (a.T, b.T) if _is_conv(module) else (b, a)
         found[f"{name}.weight"] = torch.addmm(old, left.to(old.dtype), right.to(old.dtype))
     return found
+
+
+def products(model: nn.Module, pairs: Mapping[str, Pair]) -> Tree:
+    """``B A`` of every named module as its weight has it, by payload name; the layer's orientation is minded."""
+    return {f"{name}.weight": left @ right for name, _, left, right in _oriented(model, pairs)}
+
+
+def _oriented(model: nn.Module, pairs: Mapping[str, Pair]) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Each pair with its module and the two factors of what is added to that module's weight."""
+    modules = {canonical(name): each for name, each in model.named_modules() if not isinstance(each, LoraLayer)}
+    for name, (a, b) in pairs.items():
+        module: Any = modules[name]
+        yield (name, module, a.T, b.T) if _is_conv(module) else (name, module, b, a)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -216,8 +226,10 @@ def _add(model: nn.Module, adapter: str, rank: int, modules: list[str], conv: bo
 
 
 def _tree(model: nn.Module) -> nn.Module:
-    """The module tree that peft can read: a multi-exit model's blocks are those of its base."""
-    return model.base if type(model).__name__ == "MultiExit" else model  # type: ignore[return-value]
+    """The module tree that peft can read: the blocks of a model that wraps another are those of its base."""
+    while type(model).__name__ in ("MultiExit", "Prompted", "Rewritten"):
+        model = model.base  # type: ignore[assignment]
+    return model
 
 
 def _initialise(model: nn.Module, scale: float) -> None:

@@ -11,6 +11,9 @@ from fedge.models import nano
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
+#: What weights lie in.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
 Kind = Literal["bundled", "folder", "hub", "custom"]
 
 
@@ -37,9 +40,25 @@ class Place:
         )
         return Path(found) if found else None
 
+    @property
+    def weighty(self) -> bool:
+        """Whether there are weights beside the configuration."""
+        return any(self.file(name) is not None for name in WEIGHTS)
 
-def find(name: str, folder: Path | None, revision: str | None, trust_remote_code: bool) -> Place:
-    """A local folder, else the Hub's local cache, else the packaged copy, else the Hub."""
+    @property
+    def size(self) -> int:
+        """Bytes of the weights that lie here already; 0 where they don't."""
+        path = Path(self.where)
+        return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else 0
+
+
+def find(
+    name: str, folder: Path | None, revision: str | None, trust_remote_code: bool, *, weights: bool = True
+) -> Place:
+    """A local folder, else the Hub's local cache, else the packaged copy, else the Hub.
+
+    ``weights``: a cached configuration alone is not enough.
+    """
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     path = Path(folder or ".") / Path(name).expanduser()
     if path.is_dir():
@@ -51,7 +70,7 @@ def find(name: str, folder: Path | None, revision: str | None, trust_remote_code
         raise MissingError(f"model folder {name} does not exist", hint=f"looked for {path}")
     if "/" not in name and (near := nearest(name, nano.TASKS)):
         raise MissingError(f"no model '{name}'", hint=near)
-    if _cached(name, revision):
+    if _cached(name, revision, weights):
         return Place(name, name, "hub", {**common, "local_files_only": True})
     packaged = _packaged() if name == MINILM and revision is None else None
     if packaged:
@@ -64,14 +83,14 @@ def find(name: str, folder: Path | None, revision: str | None, trust_remote_code
     raise MissingError(f"model {name} is not in the local Hugging Face cache", hint=hint)
 
 
-def _cached(name: str, revision: str | None) -> bool:
+def _cached(name: str, revision: str | None, weights: bool) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     def there(file: str) -> bool:
         return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
 
     try:
-        return there("config.json") and (there("model.safetensors") or there("model.safetensors.index.json"))
+        return there("config.json") and (not weights or any(there(file) for file in WEIGHTS))
     except ValueError as error:
         raise MissingError(f"'{name}' names no model", hint=str(error).splitlines()[0]) from error
 

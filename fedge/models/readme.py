@@ -111,6 +111,20 @@ model = load(".", None, folder=Path(folder)).model  # model(**inputs) gives the 
     return _card("A multi-exit model trained with fedge", about, code)
 
 
+def extended(base: str) -> str:
+    """The card of a model onto which modules were put; ``base`` is the card of what they were put on."""
+    code = """from pathlib import Path
+
+from fedge.models.load import load
+
+folder = "."  # this folder
+model = load(".", None, folder=Path(folder)).model  # model(**inputs).logits"""
+    about = "A base model and, in extras.safetensors, the modules that were put onto it (extras.json says which)."
+    return _card("A model trained with fedge", about, code) + base.replace(
+        "# A model trained with fedge", "# The base alone"
+    )
+
+
 def custom(name: str) -> str:
     """The card of a model made by a function of the user's own."""
     code = f"""from safetensors.torch import load_model

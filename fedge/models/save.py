@@ -11,41 +11,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedge.core.payload import pack, unpack
-from fedge.errors import FedgeError, MethodError
-from fedge.models import lora, readme
+from fedge.errors import FedgeError, MethodError, MissingError
+from fedge.models import extras, lora, readme
 from fedge.models.anatomy import anatomy
 from fedge.models.exits import MultiExit
-from fedge.models.load import EXITS_FILE, EXITS_WEIGHTS, HEAD_FILE, Loaded
+from fedge.models.load import EXITS_FILE, EXITS_WEIGHTS, EXTRAS_FILE, EXTRAS_WEIGHTS, HEAD_FILE, Loaded
 from fedge.models.names import canonical
 from fedge.models.pooled import PooledClassifier
 from fedge.models.quiet import quiet
 from fedge.models.share import persistent_buffers
 
 WEIGHTS_FILE = "model.safetensors"
+#: In the metadata of a packed state, the description of what was put onto the base.
+EXTRAS_KEY = "extras"
 _TASK_TYPES = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
-def save(model: nn.Module, folder: Path, loaded: Loaded) -> Path:
+def save(model: nn.Module, folder: Path, loaded: Loaded, said: str | None = None) -> Path:
     """Write a model as a Hugging Face folder with its preprocessor and a README that says how to run it.
 
-    ``loaded``: what the model was loaded as (preprocessor, task, source). A pooled classifier becomes an encoder folder
-    that AutoModel and SentenceTransformer read, with the classifier beside it; a multi-exit model its base's folder
-    with the exits beside it. The folder appears whole or not at all, and replaces one that is there.
+    ``loaded``: what the model was loaded as (preprocessor, task, source). ``said``: a last paragraph of the README. A
+    pooled classifier becomes an encoder folder that AutoModel and SentenceTransformer read, with the classifier beside
+    it; a multi-exit model its base's folder with the exits beside it, and what else was put onto a base lies beside it
+    too. The folder appears whole or not at all, and replaces one that is there.
     """
     with _whole(folder) as place, quiet():
         _write(model, place, loaded)
         if loaded.preprocessor is not None:
             loaded.preprocessor.save_pretrained(place)
+        _say(place, said)
         _no_paths(place)
     return folder
 
 
-def save_adapter(model: nn.Module, folder: Path, base: str | None, loaded: Loaded) -> Path:
+def save_adapter(model: nn.Module, folder: Path, base: str | None, loaded: Loaded, said: str | None = None) -> Path:
     """Write the adapters of a model as a folder that ``peft.PeftModel.from_pretrained`` loads.
 
     ``base``: the Hub id on which the adapter was trained; None when its weights are nowhere else to be had (a bundled
@@ -83,7 +87,15 @@ def save_adapter(model: nn.Module, folder: Path, base: str | None, loaded: Loade
         else:
             card = readme.adapter(loaded.task.kind, where, loaded.task.classes, *_image(model))
         (place / "README.md").write_text(card)
+        _say(place, said)
     return folder
+
+
+def _say(place: Path, said: str | None) -> None:
+    """Add a paragraph to a folder's card."""
+    if said is not None:
+        card = place / "README.md"
+        card.write_text(f"{card.read_text()}\n{said}\n")
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -107,41 +119,95 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
+def own_part(model: nn.Module, common: nn.Module) -> dict[str, Tensor]:
+    """The tensors of ``model`` by name that are not those of ``common``, which has the same structure."""
+    held = state(common)
+    return {n: t for n, t in state(model).items() if n not in held or not _same(t, held[n])}
+
+
+def load_own(model: nn.Module, file: Path) -> nn.Module:
+    """Bring a stage's common model to a device's own: load what ``own_part`` gave and the run kept; returns the model.
+
+    MissingError where there is no such file, MethodError where it is another model's.
+    """
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{file} holds no device's own model") from error
+    load_state(model, {**state(model), **tensors})
+    return model
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+
+
 def pack_state(model: nn.Module) -> bytearray:
-    """``state`` as safetensors bytes."""
-    return pack(state(model))
+    """``state`` as safetensors bytes, with what was put onto the base."""
+    return pack(state(model), {EXTRAS_KEY: extras.to_json(model)})
 
 
 def restore(model: nn.Module, source: Path | bytes | bytearray) -> nn.Module:
-    """Load into the model what ``pack_state`` gave, or a safetensors file of the same; returns the model."""
-    tensors = load_file(source) if isinstance(source, Path) else unpack(bytearray(source))[0]
+    """A model of the base's structure with what ``pack_state`` gave, or a safetensors file of the same.
+
+    What was put onto the base is put onto ``model``, which is changed, and which is returned where nothing wraps it.
+    """
+    if isinstance(source, Path):
+        tensors, said = load_file(source), _metadata(source)
+    else:
+        tensors, said = unpack(bytearray(source))
+    model = extras.extend(model, json.loads(said.get(EXTRAS_KEY, "[]")))
     load_state(model, tensors)
     return model
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _write(model: nn.Module, place: Path, loaded: Loaded) -> None:
     if isinstance(model, MultiExit):
         _write(model.base, place, loaded)
-        said = {"exits": model.points, "classes": model.classes, "headless": model.headless}
+        said = {"exits": model.points, "classes": model.classes, "headless": model.headless, "form": vars(model.form)}
         (place / EXITS_FILE).write_text(json.dumps(said, indent=2) + "\n")
         save_file(model.own_parts(), place / EXITS_WEIGHTS, metadata={"format": "pt"})
         card = readme.exits(model.points)
-    elif isinstance(model, PooledClassifier):
-        _write_pooled(model, place)
-        card = readme.pooled(model.pooling)
-    elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(place)
-        card = readme.stock(loaded.task.kind, *_image(model))
+    elif extras.described(model):
+        card = readme.extended(_write_plain(model, place, loaded))
+        (place / EXTRAS_FILE).write_text(extras.to_json(model) + "\n")
+        own = {name: tensor.contiguous() for name, tensor in state(model).items() if extras.is_extra(name)}
+        save_file(own, place / EXTRAS_WEIGHTS, metadata={"format": "pt"})
     else:
-        save_file({name: tensor.contiguous() for name, tensor in state(model).items()}, place / WEIGHTS_FILE)
-        card = readme.custom(loaded.source)
+        card = _write_plain(model, place, loaded)
     (place / "README.md").write_text(card)
+
+
+def _write_plain(model: nn.Module, place: Path, loaded: Loaded) -> str:
+    """The base's own tensors as other programs read them; returns what the README says of them."""
+    model = extras.unwrapped(model)
+    if isinstance(model, PooledClassifier):
+        _write_pooled(model, place)
+        return readme.pooled(model.pooling)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(place, **_bare(model))
+        return readme.stock(loaded.task.kind, *_image(model))
+    own = {name: tensor.contiguous() for name, tensor in state(model).items() if not extras.is_extra(name)}
+    save_file(own, place / WEIGHTS_FILE)
+    return readme.custom(loaded.source)
+
+
+def _bare(model: Any) -> dict[str, Any]:
+    """What keeps ``save_pretrained`` from writing tensors that are none of the base's."""
+    held = model.state_dict()
+    own = {name: tensor for name, tensor in held.items() if not extras.is_extra(name)}
+    return {} if len(own) == len(held) else {"state_dict": own}
 
 
 def _write_pooled(model: PooledClassifier, place: Path) -> None:
     encoder: Any = model.encoder
-    encoder.save_pretrained(place)
-    if isinstance(model.classifier, nn.Linear):  # a cut multi-exit model has none
+    encoder.save_pretrained(place, **_bare(encoder))
+    if hasattr(model.classifier, "weight"):  # a cut multi-exit model has none, a projected head keeps its own beside
         _save_head(model, place)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modules = [
@@ -161,7 +227,8 @@ def _write_pooled(model: PooledClassifier, place: Path) -> None:
 
 
 def _save_head(model: nn.Module, place: Path) -> None:
-    head = {name: tensor.contiguous() for name, tensor in state(model).items() if name.startswith("classifier.")}
+    held = state(model).items()
+    head = {n: t.contiguous() for n, t in held if n.startswith("classifier.") and not extras.is_extra(n)}
     labels: Any = getattr(model.config, "id2label", {})
     save_file(head, place / HEAD_FILE, metadata={"labels": json.dumps([labels[at] for at in sorted(labels)])})
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fedge.core.method import Method
 from fedge.core.payload import Tree
 from fedge.core.rng import seed_everything
+from fedge.models.halved import halve
 from fedge.models.names import load, tensors, trainable
 from fedge.models.share import own, share, storages
 
@@ -47,6 +48,15 @@ def assemble(method: Method, base: nn.Module, *seed: str | int) -> Assembled:
         for name, parameter in trainable(model).items()
     }
     return Assembled(model, initial)
+
+
+def seated(method: Method, base: nn.Module, *seed: str | int) -> Assembled:
+    """``assemble`` for a device: what the variant does not train is kept in the type that it says.
+
+    A server's models stay as the base is, whatever its devices keep.
+    """
+    built = assemble(method, base, *seed)
+    return built if method.keeps() == "fp32" else Assembled(halve(built.model, base), built.initial)
 
 
 def duplicate(base: nn.Module) -> nn.Module:

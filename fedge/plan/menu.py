@@ -5,22 +5,24 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 from fedge.codecs.make import describe as described
-from fedge.core.cost import Cost
+from fedge.core.cost import KINDS, Cost
 from fedge.core.method import Method
-from fedge.errors import ConfigError, MissingError
-from fedge.methods.combine.mixed import Mixed
+from fedge.errors import ConfigError, FedgeError, MissingError
+from fedge.methods.combine.mixed import Mixed, clash
+from fedge.methods.combine.shell import bare
 from fedge.methods.make import describe, make
-from fedge.methods.tuning import Tuning
-from fedge.plan.choose import Offer
-from fedge.plan.trace import Setting, trace
+from fedge.methods.tuning import Tuning, scaled
+from fedge.models.share import share
+from fedge.plan.choose import Offer, quality
+from fedge.plan.trace import Setting, Tracer
 from fedge.spec.cache import cache_folder
 from fedge.spec.federation import FederationSpec
 from fedge.spec.stage import StageSpec
@@ -44,27 +46,33 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
     at = f"stages.{stage.index}"
     written = [(key, _made(spec, at, key, options)) for key, options in stage.methods()]
     for key, method in written:
+        if task == "image-classification" and (name := _about_texts(method)) is not None:
+            hint = "leave it out; depth, rows at once and steps work on images too"
+            raise ConfigError(spec.problem(f"{at}.{name}", f"{name}: images have no length to cut", hint=hint))
         if task not in method.card.tasks:
-            others = ", ".join(method.card.alternatives) or ", ".join(method.card.tasks)
-            raise ConfigError(spec.problem(f"{at}.method", f"'{key}' can't do {task}", hint=f"what can: {others}"))
+            others, tasks = ", ".join(method.card.alternatives), ", ".join(method.card.tasks)
+            hint = f"what can: {others}" if others else f"it does {tasks}"
+            raise ConfigError(spec.problem(f"{at}.method", f"'{key}' can't do {task}", hint=hint))
     if stage.method != "auto":
         key, method = written[0]
-        return method, [(key, method, variant) for variant in method.variants()]
-    members: list[Tuning] = []
-    for key, method in written:
-        if not isinstance(method, Tuning) or method.card.family != "tensors":
-            raise ConfigError(
-                spec.problem(
-                    f"{at}.candidates",
-                    f"'{key}' can't share a round with others: it does not train tensors of one model",
-                    hint="give it a stage of its own: method: " + key,
-                )
-            )
-        members.append(method)
-    mixed = Mixed(members=tuple(members))
-    keys = [key for (key, _), member in zip(written, members, strict=True) for _ in member.variants()]
-    first = [member for member in mixed.members for _ in member.variants()]
+        return method, [(key, method, variant) for variant in scaled(method.variants())]
+    if (found := clash([method for _, method in written])) is not None:
+        key, why = written[found[0]][0], found[1]
+        message = f"'{key}' can't share a round with others: {why}"
+        place = f"{at}.candidates.{found[0]}"
+        raise ConfigError(spec.problem(place, message, hint=f"give it a stage of its own: method: {key}"))
+    mixed = Mixed(members=tuple(method for _, method in written if isinstance(method, Tuning)))
+    keys = [key for (key, _), member in zip(written, mixed.members, strict=True) for _ in scaled(member.variants())]
+    first = [member for member in mixed.members for _ in scaled(member.variants())]
     return mixed, list(zip(keys, first, mixed.variants(), strict=True))
+
+
+def _about_texts(method: Method) -> str | None:
+    """The field by which a method cuts texts; None where it doesn't."""
+    inner = method.working(0)
+    if not isinstance(inner, Tuning):
+        return None
+    return "scale_length" if inner.scale_length else "length" if inner.length < 1 else None
 
 
 def _made(spec: FederationSpec, at: str, key: str, options: dict[str, Any]) -> Method:
@@ -88,19 +96,58 @@ def menu_of(
     offers: list[Offer] = []
     kept: list[Method] = []
     refused: MissingError | None = None
+    tracer = Tracer(method, setting)
     for index, (key, written, variant) in enumerate(variants):
         progress(f"tracing {key} ({index + 1} of {len(variants)})")
         try:
-            cost = cached(method, variant, setting)
+            cost = cached(tracer, variant)
         except MissingError as error:
             refused = error
             continue
-        inner = variant.member if isinstance(variant, Mixed) and variant.member is not None else variant
-        offers.append(Offer(len(offers), key, _changed(inner, written), cost))
+        inner = bare(variant)
+        if isinstance(inner, Mixed) and inner.member is not None:
+            inner = inner.member
+        offer = Offer(len(offers), key, _changed(inner, written), cost)
+        if _is_scaled(variant) and any(spared(other, offer) for other in offers):
+            continue
+        offers.append(offer)
         kept.append(variant)
     if refused is not None and not offers:
-        raise refused
+        key, written, _ = variants[0]
+        message = f"'{key}' can't do with this model: {refused.message}"
+        others = [other for other in written.card.alternatives if _builds(other, setting)]
+        hint = f"what can: {', '.join(others)}" if others else refused.hint
+        raise MissingError(message, hint=hint) from refused
     return Menu(method, tuple(kept), tuple(offers))
+
+
+def _is_scaled(variant: Method) -> bool:
+    """Whether a variant is one of those that a method's ``scale_`` fields add to its own."""
+    inner = variant.working(0)
+    return isinstance(inner, Tuning) and (inner.scale_length or inner.scale_steps or inner.scale_base)
+
+
+def spared(better: Offer, offer: Offer) -> bool:
+    """Whether no device would take ``offer`` beside one that is preferred and costs no more of anything."""
+
+    def costs(cost: Cost) -> tuple[float, ...]:
+        slow = tuple(cost.flops * cost.kinds.get(kind, 0.0) for kind in KINDS)
+        once = (cost.once_flops, cost.once_traffic)
+        sizes = (cost.peak_memory, cost.bytes_down, cost.bytes_up, cost.turns)
+        return (*sizes, cost.flops, cost.traffic, cost.ops, *slow, *once)
+
+    cheaper = all(a <= b for a, b in zip(costs(better.cost), costs(offer.cost), strict=True))
+    return cheaper and better.method == offer.method and quality(better) < quality(offer)
+
+
+def _builds(key: str, setting: Setting) -> bool:
+    """Whether a method can make a model out of the stage's base."""
+    try:
+        method = make(key)
+        method.build(share(setting.base))
+    except FedgeError:
+        return False
+    return setting.task.kind in method.card.tasks
 
 
 def _changed(variant: Method, written: Method) -> dict[str, Any]:
@@ -120,14 +167,14 @@ def _changed(variant: Method, written: Method) -> dict[str, Any]:
     return changed
 
 
-def cached(method: Method, variant: Method, setting: Setting) -> Cost:
+def cached(tracer: Tracer, variant: Method) -> Cost:
     """``trace``, remembered by model, method, shapes, versions and source."""
-    path = cache_folder() / "costs" / f"{_fingerprint(method, variant, setting)}.json"
+    path = cache_folder() / "costs" / f"{_fingerprint(tracer.method, variant, tracer.setting)}.json"
     try:
         return Cost(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         pass
-    cost = trace(method, variant, setting)
+    cost = tracer.trace(variant)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")
@@ -138,27 +185,24 @@ def cached(method: Method, variant: Method, setting: Setting) -> Cost:
     return cost
 
 
-def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
-    import fedge.codecs.chain
-    import fedge.codecs.codec
-    import fedge.core.cost
-    import fedge.core.fit
-    import fedge.meter.work
-    import fedge.methods.tuning
-    import fedge.models.exits
-    import fedge.models.lora
-    import fedge.models.names
-    import fedge.models.variant
-    import fedge.plan.encoding
-    import fedge.plan.rehearsal
-    import fedge.plan.trace
+#: What a cost depends on besides the method's own file and the codecs'.
+_SOURCES = tuple(
+    f"fedge.{name}"
+    for name in (
+        *("core.cost", "core.fit", "core.personal", "meter.work", "codecs.chain", "codecs.codec"),
+        *("models.accumulator", "models.adapter", "models.anatomy", "models.around", "models.exits", "models.extras"),
+        *("models.halved", "models.lora", "models.mask", "models.names", "models.narrow", "models.projected"),
+        *("models.prompt", "models.rewriter", "models.variant"),
+        *("plan.encoding", "plan.rehearsal", "plan.trace"),
+    )
+)
 
-    modules = {type(m).__module__ for m in (method, variant, *_inner(method), *_inner(variant))}
-    sources = [sys.modules[name] for name in sorted(modules)]
-    sources += [fedge.core.cost, fedge.core.fit, fedge.meter.work, fedge.methods.tuning, fedge.plan.trace]
-    sources += [sys.modules[type(codec).__module__] for codec in setting.chain.codecs]
-    sources += [fedge.codecs.chain, fedge.codecs.codec, fedge.plan.encoding]
-    sources += [fedge.models.lora, fedge.models.exits, fedge.models.names, fedge.models.variant, fedge.plan.rehearsal]
+
+def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
+    held = (method, variant, *held_by(method), *held_by(variant))
+    own = {cls.__module__ for m in held for cls in type(m).__mro__ if issubclass(cls, Method)}
+    own |= {type(codec).__module__ for codec in setting.chain.codecs}
+    sources = [import_module(name) for name in (*sorted(own), *_SOURCES)]
     about = {
         "versions": [version(name) for name in ("torch", "transformers", "peft")],
         "sources": [sha256(inspect.getsource(module).encode()).hexdigest() for module in sources],
@@ -176,7 +220,9 @@ def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
     return sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _inner(method: Method) -> list[Method]:
+def held_by(method: Method) -> list[Method]:
+    """The methods that a method holds, and those that they hold."""
     values = [getattr(method, f.name) for f in fields(method)]
     flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
-    return [item for item in flat if isinstance(item, Method)]
+    held = [item for item in flat if isinstance(item, Method)]
+    return [*held, *(deeper for item in held for deeper in held_by(item))]

@@ -6,22 +6,26 @@ The device's part runs under a counter of work and of live memory; what the serv
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fedge.codecs.chain import Chain
 from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, Talk
-from fedge.core.payload import Payload
+from fedge.core.payload import Cell, Payload
+from fedge.core.personal import rows_at_once
 from fedge.core.server import ServerOptimizer
 from fedge.core.task import Task
 from fedge.meter.spans import NullMeter
 from fedge.meter.work import Counter, Work
+from fedge.models.halved import halves
 from fedge.models.names import trainable
-from fedge.models.share import share, storages
-from fedge.models.variant import Assembled, assemble, duplicate
+from fedge.models.share import share, storage
+from fedge.models.variant import Assembled, assemble, duplicate, seated
 from fedge.plan.encoding import encoding
 
 #: The device whose rounds are counted.
@@ -79,54 +83,112 @@ def repeated(method: Method, counts: Counts) -> Method:
     return replace(method, **changed)
 
 
+class Marks(NullMeter):
+    """Notes how much work was done whenever a pass backwards or an optimizer step has ended."""
+
+    def __init__(self, counter: Counter):
+        self.counter = counter
+        self.passed: list[tuple[str, Work]] = []
+        self._before: int | None = None
+        self.kept = 0  # bytes that an optimizer's steps have left behind: its state
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        if name == "forward" and self._before is None:
+            self._before = self.counter.live
+        yield
+        if name == "optimizer":
+            self.kept = max(self.kept, self.counter.live - (self._before or 0))
+            self._before = None
+        if name in ("backward", "optimizer"):
+            self.passed.append((name, self.counter.work))
+
+
+@dataclass
+class Begun:
+    """A server whose state is that of a stage under way, for the variants whose server would be the same."""
+
+    server: _Server
+    state: Any
+
+
 class Rehearsal:
     """A server, the device that is counted, and devices that train what it leaves out.
 
     peak: bytes beyond the shared weights that the device has held at once so far. shared: bytes of the base that it
     reads and never writes. own: bytes of the model that are its own. message: the largest message so far.
-    sent: bytes of the largest answer so far, by role and before codecs.
+    sent: bytes of the largest answer so far, by role and before codecs. answers: what each answer of the counted
+    device was made of.
     """
 
-    def __init__(self, method: Method, variant: Method, setting: Setting, base: nn.Module, *, fake: bool):
+    def __init__(
+        self,
+        method: Method,
+        variant: Method,
+        setting: Setting,
+        base: nn.Module,
+        *,
+        fake: bool,
+        begun: Begun | None = None,
+    ):
+        """``begun``: the server of an earlier rehearsal of the same method, whose other devices have trained."""
         self.method, self.variant = method, variant
-        self.server = _Server(method, base, setting, fake)
+        self.server = begun.server if begun else _Server(method, base, setting, fake)
         rows: Rows = ShapedRows(setting.rows) if fake else setting.rows
-        self.shapes = rows if isinstance(rows, ShapedRows) else None
+        self.rows = rows
         self.built: dict[str, Assembled] = {}
         self.devices: dict[str, Device] = {}
         self._add(ONLY, variant, rows)
-        mine = set(trainable(self.built[ONLY].model))
-        for number, other in enumerate(method.everyone()):
-            if not set(trainable(self.server.model(other))) <= mine:
-                self._add(f"other-{number}", other, rows)
         # the rest of the cohort answer alike, as one device would that trains the method as it was written
         self.peers = tuple(f"peer-{n}" for n in range(1, setting.cohort)) if method.gathers else ()
         if self.peers:
             self._add(self.peers[0], method, rows)
-        self._echo: Payload | None = None
+        mine = {name for built in self.built.values() for name in trainable(built.model)}
+        for number, other in enumerate(() if begun else method.everyone()):
+            if not set(trainable(self.server.model(other))) <= mine:
+                self._add(f"other-{number}", other, rows)
         self.device = self.devices[ONLY]
-        self.shared = _shared(self.device.model, base)
-        self.counter = Counter(memory=True, known=[*base.parameters(), *base.buffers()])
+        self.shapes = [r for r in (rows, self.device.data) if isinstance(r, ShapedRows)]
+        kept = [] if variant.keeps() == "fp32" else list(halves(base).values())
+        self.shared = _shared(self.device.model, [*base.parameters(), *base.buffers(), *kept])
+        self.counter = Counter(memory=True, known=[*base.parameters(), *base.buffers(), *kept])
+        self.marks = Marks(self.counter)
+        self.device.meter = self.marks
         for tensor in (*self.device.model.parameters(), *self.device.model.buffers(), *self.device.initial.values()):
             self.counter.hold(tensor)
         self.own = self.counter.live
         self.message = 0
         self.sent: dict[str, int] = {}
+        self.answers: list[frozenset[Cell]] = []
         self.chain = setting.chain
         self._kept: Tensor | None = None
-        self.server.variants = dict.fromkeys(self.devices, variant)
-        self._state: Any = None
+        self._variants: Mapping[str, Method] = {}
+        self._state: Any = begun.state if begun else None
         self._talks: dict[str, Talk] = {}
 
     @property
     def peak(self) -> int:
         return self.counter.peak
 
+    @property
+    def begun(self) -> Begun | None:
+        """What another variant's rehearsal may go on from; None where the server's state depends on the variants."""
+        alike = not self.server.looked and not self.method.gathers and tuple(self.method.phases()) == (0,)
+        return Begun(self.server, self._state) if alike else None
+
     def _add(self, name: str, variant: Method, rows: Rows) -> None:
         server = self.server
-        built = self.built[name] = assemble(variant, server.base(), "trace")
+        built = self.built[name] = seated(variant, server.base(), "trace")
         self.devices[name] = Device(
-            name, built.model, built.initial, rows, server.task, NullMeter(), public=server.public, seed=("trace",)
+            name,
+            built.model,
+            built.initial,
+            variant.reads(rows),
+            server.task,
+            NullMeter(),
+            public=server.public,
+            seed=("trace",),
+            rehearsed=True,
         )
 
     def fill(self, number: int, counts: Counts) -> Figures:
@@ -145,11 +207,13 @@ class Rehearsal:
         method = server.method = repeated(self.method, counts)
         others = dict(zip((n for n in self.devices if n != ONLY and n not in self.peers), self._others(), strict=True))
         others |= dict.fromkeys(self.peers, self.method)
-        server.variants = {n: repeated(others.get(n, self.variant), counts) for n in (*self.devices, *self.peers)}
+        self._variants = {n: repeated(others.get(n, self.variant), counts) for n in (*self.devices, *self.peers)}
+        server.put(self._variants)
         server.cohort, server.round = cohort, number
-        if self.shapes is not None:
-            self.shapes.pieces = pieces
-            self.shapes.micro_batch = getattr(self.variant.working(number), "micro_batch", None)
+        self.marks.passed = []
+        for shapes in self.shapes:
+            shapes.pieces = pieces
+            shapes.micro_batch = getattr(self.variant.working(number), "micro_batch", None)
         if self._state is None:
             self._state = method.init(server)
         before, figures = self.counter.work, Figures()
@@ -164,20 +228,44 @@ class Rehearsal:
             self._state = stop.value
         return figures + Figures(self.counter.work - before)
 
+    def test(self) -> tuple[Work, Work, int]:
+        """After the rounds: the work of taking the device's own model, that of testing it on some rows, and how many.
+
+        Nothing where the method has none.
+        """
+        if not self.variant.personalises:
+            return Work(), Work(), 1
+        server, device = self.server, self.devices[ONLY]
+        sent = self._held(server.method.down(server, self._state, ONLY))
+        self.built[ONLY].reset()
+        before = self.counter.work
+        with self.counter:
+            model = self.variant.personal(device, sent)
+        taken = self.counter.work - before
+        if model is None:
+            return Work(), Work(), 1
+        rows = min(rows_at_once(self.variant), len(self.rows))  # a test reads its rows whole
+        before = self.counter.work
+        with self.counter, torch.no_grad():
+            self.variant.predict(model.eval(), server.task.inputs(next(iter(self.rows.chunks(rows)))))
+        return taken, self.counter.work - before, rows
+
     def _others(self) -> Sequence[Method]:
         return [m for n, m in enumerate(self.method.everyone()) if f"other-{n}" in self.devices]
 
     def _turn(self, ask: Ask) -> tuple[Replies, Figures]:
         answers: dict[str, Payload] = {}
         figures = Figures()
+        echo: Payload | None = None
         for name, sent in ask.to.items():
             if name in self.peers:
-                self._echo = answers[name] = self._echo or self._answer(self.peers[0], sent)
+                echo = answers[name] = echo or self._answer(self.peers[0], sent)
                 continue
             if name != ONLY:
                 answers[name] = self._answer(name, sent)
                 continue
             answers[name] = self._counted(sent)
+            self.answers.append(answers[name].cells)
             coded = self.chain.outline(answers[name])
             down, up = (payload.nbytes + payload.header_bytes for payload in (sent, coded))
             self.message = max(self.message, down, up)
@@ -186,14 +274,17 @@ class Rehearsal:
 
     def _counted(self, sent: Payload) -> Payload:
         """One turn of the device, with the message that it was sent held in its memory meanwhile."""
-        # a copy: what the server keeps of it is not the device's
+        sent = self._held(sent)
+        with self.counter:
+            return self._answer(ONLY, sent)
+
+    def _held(self, sent: Payload) -> Payload:
+        """A message in the device's memory: a copy, since what the server keeps of it is not the device's."""
         parts = {role: {name: tensor.clone() for name, tensor in tree.items()} for role, tree in sent.parts.items()}
-        sent = Payload(parts, sent.weight, sent.meta)
         for tree in parts.values():
             for tensor in tree.values():
                 self.counter.hold(tensor)
-        with self.counter:
-            return self._answer(ONLY, sent)
+        return Payload(parts, sent.weight, sent.meta)
 
     def _encode(self, answer: Payload, coded: Payload) -> Work:
         """The work of the chain on an answer; notes the memory that it takes, and the packed answer after it."""
@@ -214,7 +305,7 @@ class Rehearsal:
                 return self._talks[name].send(sent)
             self.built[name].reset()
             self.devices[name].round = self.server.round
-            started = self.server.variants[name].client(self.devices[name], sent)
+            started = self._variants[name].client(self.devices[name], sent)
             if isinstance(started, Payload):
                 return started
             self._talks[name] = started
@@ -231,7 +322,8 @@ class _Server:
     def __init__(self, method: Method, base: nn.Module, setting: Setting, fake: bool):
         self.method = method
         self.cohort: tuple[str, ...] = (ONLY,)
-        self.variants: Mapping[str, Method] = {}
+        self.looked = False
+        self._variants: Mapping[str, Method] = {}
         self.waiting: frozenset[str] = frozenset()
         self.round = 0
         self.task = setting.task
@@ -240,7 +332,18 @@ class _Server:
         if setting.public is not None and fake:
             self.public = ShapedRows(setting.public)
         self.meter: Meter = NullMeter()
+        self.rehearsed = True
         self._base = base
+
+    @property
+    def variants(self) -> Mapping[str, Method]:
+        """Who trains what; ``looked`` says afterwards whether the method has asked."""
+        self.looked = True
+        return self._variants
+
+    def put(self, variants: Mapping[str, Method]) -> None:
+        """Say who trains what."""
+        self._variants = variants
 
     def base(self) -> nn.Module:
         return self._base
@@ -282,6 +385,10 @@ class ShapedRows:
     def take(self, indices: Tensor) -> ShapedRows:
         return ShapedRows(self._rows, len(indices))
 
+    def cut(self, share: float) -> ShapedRows:
+        with unset_fake_temporarily():  # the columns are real
+            return ShapedRows(self._rows.cut(share), self._size)
+
     def spec(self, size: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         return self._rows.spec(min(size, len(self)))
 
@@ -314,7 +421,7 @@ def skeleton(base: nn.Module) -> nn.Module:
     return share(base)
 
 
-def _shared(model: nn.Module, base: nn.Module) -> int:
-    held = storages(base)
+def _shared(model: nn.Module, common: Sequence[Tensor]) -> int:
+    held = {storage(tensor) for tensor in common}
     found = {tensor.untyped_storage()._cdata: tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.untyped_storage().nbytes() for address, tensor in found.items() if address in held)

@@ -177,9 +177,10 @@ def _closing(stage: Stage, name: str, walls: dict[tuple[int, int], float]) -> It
     """Each device's own accuracy, which is taken once, when its stage ends."""
     last = max(stage.rounds, default=0)
     for line in stage.devices:
-        if line.get("accuracy") is not None:
-            tag = f"{name}-devices/accuracy/{line['device']}"
-            yield Scalar(tag, last + 1, line["accuracy"], walls[stage.index, last])
+        for figure in ("accuracy", "personal_accuracy"):
+            if line.get(figure) is not None:
+                tag = f"{name}-devices/{figure}/{line['device']}"
+                yield Scalar(tag, last + 1, line[figure], walls[stage.index, last])
 
 
 def _walls(record: Record) -> dict[tuple[int, int], float]:

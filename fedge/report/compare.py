@@ -10,24 +10,33 @@ from typing import Any
 
 from fedge.report.record import Record, Stage
 from fedge.report.tables import table
-from fedge.report.words import metric
+from fedge.report.target import Target, Within, best_within, reached
+from fedge.report.words import metric, of_devices
 from fedge.units import format_bytes, format_seconds
 
 #: Characters of a value that a table shows.
 _LONGEST = 40
 
 
-def compare(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+def compare(
+    runs: Sequence[Path], target: Target | None = None, within: Within | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """``runs``: one flat row a run; ``compare``: one a stage of a run; ``settings``: one a key that differs.
 
-    Raises MissingError when a folder isn't a run's.
+    target: a stage's row says what it cost to reach it (``target_s``, ``target_bytes``, ``target_j``, None where it
+    never did). within: it has the metrics of the last test that the budget carried (``within_accuracy``, …). Raises
+    MissingError when a folder isn't a run's.
     """
     records = {_called(run, runs): Record(run) for run in runs}
     first = next((r.summary["model_sha256"] for r in records.values() if r.summary.get("model_sha256")), None)
     told = [_run(name, record, first) for name, record in records.items()]
     return {
         "runs": told,
-        "compare": [_stage(name, record, stage) for name, record in records.items() for stage in record.stages],
+        "compare": [
+            {**_stage(name, record, stage), **_measured(record, stage, target, within)}
+            for name, record in records.items()
+            for stage in record.stages
+        ],
         "settings": _differences({name: {**_flat(r.settings), **_flat(r.host, "host")} for name, r in records.items()}),
     }
 
@@ -38,6 +47,8 @@ def compare_tables(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         {
             **row,
             "metric": metric(row),
+            "on devices": of_devices(row, "device"),
+            "own models": of_devices(row, "personal"),
             "rounds": row["rounds"] if row["finished"] else f"{row['rounds']}/{row['planned'] or '?'}",
             "emulated": format_seconds(row["virtual_s"]),
             "up": format_bytes(row["bytes_up"]),
@@ -47,7 +58,14 @@ def compare_tables(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         }
         for row in sorted(found["compare"], key=lambda row: row["index"])
     ]
-    columns = ["stage", "run", "method", "rounds", "metric", "emulated", "up", "down", "peak", "energy", "lost"]
+    own = [name for name in ("on devices", "own models") if any(row[name] for row in shown)]
+    columns = ["stage", "run", "method", "rounds", "metric", *own, "emulated", "up", "down", "peak", "energy", "lost"]
+    for row in shown:
+        if "target_s" in row:
+            row["to target"] = _cost(row)
+        if any(name.startswith("within_") for name in row):
+            row["within"] = metric({n.removeprefix("within_"): v for n, v in row.items() if n.startswith("within_")})
+    columns += [extra for extra in ("to target", "within") if any(extra in row for row in shown)]
     table(shown, columns, "stages")
     models: list[dict[str, Any]] = [
         {**row, "wall": _seconds(row["wall_s"]), "model": _model(row)} for row in found["runs"]
@@ -105,6 +123,29 @@ def _stage(name: str, record: Record, stage: Stage) -> dict[str, Any]:
         "energy_j": closed.get("energy_j"),
         "lost": sum(loss.stage == stage.index for loss in record.losses),
     }
+
+
+def _measured(record: Record, stage: Stage, target: Target | None, within: Within | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if target is not None:
+        cost = reached(record, stage.index, target)
+        found |= {
+            "target_s": cost and cost.virtual_s,
+            "target_bytes": cost and cost.bytes,
+            "target_j": cost and cost.energy_j,
+            "target_rounds": cost and cost.rounds,
+        }
+    if within is not None:
+        test = best_within(record, stage.index, within)
+        found |= {f"within_{name}": value for name, value in (test.metrics if test else {}).items()}
+        found["within_rounds"] = test.round + 1 if test else 0
+    return found
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    if row["target_s"] is None:
+        return "not reached"
+    return f"{format_seconds(row['target_s'])}, {format_bytes(row['target_bytes'])}, {row['target_j']:.4g} J"
 
 
 def _ended(record: Record, stage: Stage) -> int:

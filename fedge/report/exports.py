@@ -21,6 +21,7 @@ def export_tables(exports: Sequence[Mapping[str, Any]], devices: Sequence[Mappin
             "cpu": f"{line['cpu_ms']:.3g} ms" if line["cpu_ms"] is not None else None,
             "memory": format_bytes(line["memory"]) if line["memory"] is not None else None,
             "leaves": _shares(line["exits_taken"]),
+            "ort": format_bytes(line["ort_bytes"]) if "ort_bytes" in line else None,
         }
         for line in exports
     ]
@@ -36,6 +37,8 @@ def export_tables(exports: Sequence[Mapping[str, Any]], devices: Sequence[Mappin
         "leaves": "leaves at",
         "file": "file",
     }
+    if any(line["ort"] for line in lines):
+        columns["ort"] = "model.ort"
     table(lines, columns, "exports")
     if devices:
         table([_device(line) for line in devices], _DEVICE, "for devices (time and energy modelled, mean of a query)")
@@ -78,7 +81,14 @@ def infer_table(found: Mapping[str, Any]) -> None:
     if found["device"]:
         lines.append((f"modelled on {found['device']}", _spread(found, "virtual_ms")))
         lines.append((f"energy of a query on {found['device']}", f"{found['energy_j']:.3g} J"))
+    if found["budget_s"] is not None:
+        where = f"modelled on {found['device']}" if found["device"] else "elapsed here"
+        lines.append((f"within {format_seconds(found['budget_s'])} ({where})", f"{100 * found['within_budget']:.1f} %"))
+    if found["generation"]:
+        lines.append(("a query is", "the pass over a prompt (prefill); no keys and values are kept to generate with"))
     table([{"figure": name, "value": value} for name, value in lines], ["figure", "value"], found["export"])
+    if found["predictions"]:
+        table(found["predictions"], ["row", "label", "exit"], "predictions")
 
 
 def _spread(found: Mapping[str, Any], name: str) -> str:

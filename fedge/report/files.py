@@ -16,11 +16,11 @@ Json = dict[str, Any]
 
 _NUMBERS = (
     "time virtual_s began arrival bytes_up bytes_down bytes peak_memory predicted_peak predicted_peak_memory peak cap "
-    "budget_memory energy_j wall_s accuracy loss perplexity parity_max_abs cores rounds"
+    "budget_memory energy_j wall_s behind_s slowdown accuracy loss perplexity parity_max_abs cores rounds"
 )
 _COUNTS = "round stage_index"
 _WORDS = "event stage method device cause phase reason detail name status target file precision error clock"
-_MAPS = "variant counts seconds metrics limits"
+_MAPS = "variant counts seconds metrics limits behind"
 _LISTS = "cohort stages exports baselines degraded"
 #: The greatest number that is believed: more bytes or microseconds than any run has.
 _GREATEST = 1e18

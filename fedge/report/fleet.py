@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedge.report.bars import budgets
+from fedge.report.files import is_number
 from fedge.report.lanes import Lanes
 from fedge.report.markup import Markup, element
 from fedge.report.parts import (
@@ -21,6 +22,9 @@ from fedge.report.record import Happening, Record
 from fedge.report.usage import usages
 from fedge.report.words import numbers, plural, spans, with_variant
 from fedge.units import format_bytes, format_seconds
+
+#: What joules go to.
+_ENERGY = ("idle", "compute", "radio")
 
 
 def lanes_section(record: Record) -> Markup | None:
@@ -63,7 +67,29 @@ def losses_section(record: Record) -> Markup | None:
         element("p", lead, class_="lead"),
         [element("p", line, class_="lead") for line in others if line],
         _lost_table(record) if record.losses else None,
+        [element("p", _FAULTS, class_="lead"), _fault_table(record)] if record.faults else None,
     )
+
+
+_FAULTS = "Faults that the file asks for, or that were done by hand, and how they ended:"
+
+
+def _fault_table(record: Record) -> Markup:
+    same: dict[tuple[int, str, str], list[Happening]] = {}
+    for fault in record.faults:
+        same.setdefault((fault.stage, str(fault.said.get("kind")), str(fault.said.get("ended"))), []).append(fault)
+    rows = [
+        [
+            kind.replace("_", " "),
+            stage_name(record.stages[stage]),
+            spans({fault.device for fault in faults}),
+            numbers(sorted({fault.round + 1 for fault in faults})),
+            len(faults),
+            ended,
+        ]
+        for (stage, kind, ended), faults in sorted(same.items())
+    ]
+    return rows_table("faults", ["fault", "stage", "devices", "rounds", "times", "ended"], rows, numbers=["times"])
 
 
 def _lost_table(record: Record) -> Markup:
@@ -164,6 +190,8 @@ def devices_section(record: Record) -> Markup | None:
         losses[loss.device] += 1
     for line in (line for stage in record.stages for line in stage.devices):
         lines[str(line["device"])].append(line)
+    personal = any(line.get("personal_accuracy") is not None for of in lines.values() for line in of)
+    figures = ["accuracy", *(["personal_accuracy"] if personal else [])]
     rows = []
     for device in record.devices:
         profile, budget = record.budgets.get(device, (None, 0))
@@ -172,15 +200,51 @@ def devices_section(record: Record) -> Markup | None:
             [
                 device,
                 profile,
+                record.rates.get(device),
                 size_of(budget),
                 len(answers[device]),
                 losses[device],
-                f"{own[-1]['accuracy']:.4f}" if own and own[-1].get("accuracy") is not None else None,
+                *(_figure(own, name) for name in figures),
                 format_seconds(sum(line.get("virtual_s") or 0 for line in own)) if own else None,
                 format_bytes(sum(int(said.get("bytes_up") or 0) for said in answers[device])),
                 format_bytes(sum(int(said.get("bytes_down") or 0) for said in answers[device])),
                 f"{sum(line.get('energy_j') or 0 for line in own):,.1f} J" if own else None,
+                *(_joules(own, part) for part in _ENERGY),
             ]
         )
-    names = ["device", "profile", "grants", "answers", "losses", "accuracy", "worked", "up", "down", "energy"]
-    return element("section", folded_table("Every device in figures", names, rows, numbers=names[2:])) if rows else None
+    told = ["accuracy", "own model"][: len(figures)]
+    names = [
+        "device",
+        "profile",
+        "rates",
+        "grants",
+        "answers",
+        "losses",
+        *told,
+        "worked",
+        "up",
+        "down",
+        "energy",
+        *_ENERGY,
+    ]
+    if not rows:
+        return None
+    table = folded_table("Every device in figures", names, rows, numbers=names[3:])
+    told_by = (
+        "Rates: how it is known what a device sustains in arithmetic and memory traffic, and with which software. "
+    )
+    told_by += "Energy: idle is what a device draws all the time, compute and radio what each takes beyond that."
+    return element("section", table, element("p", told_by, class_="lead"))
+
+
+def _joules(lines: list[dict[str, Any]], part: str) -> str | None:
+    """A device's joules of one kind in all stages; None where a run of an older version doesn't tell."""
+    parts = [line["energy_parts"] for line in lines if isinstance(line.get("energy_parts"), dict)]
+    told = [of[part] for of in parts if is_number(of.get(part))]
+    return f"{sum(told):,.1f} J" if told else None
+
+
+def _figure(lines: list[dict[str, Any]], name: str) -> str | None:
+    """A device's figure of its last stage."""
+    value = lines[-1].get(name) if lines else None
+    return None if value is None else f"{value:.4f}"

@@ -1,16 +1,14 @@
-"""What there is to choose from: methods, device profiles, links; as rows for ``--json`` and as tables."""
+"""What there is to choose from, methods and codecs; as rows for ``--json`` and as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from fedge import units
 from fedge.errors import ConfigError, nearest
 from fedge.report.tables import table
 from fedge.spec import catalogue as catalogues
 from fedge.spec.catalogue import CodecInfo, MethodInfo
-from fedge.spec.device import BASIS, bundled_profiles, load_links
 
 Listing = tuple[dict[str, Any], Callable[[], None]]
 
@@ -157,88 +155,3 @@ def _fields(info: MethodInfo | CodecInfo) -> list[dict[str, Any]]:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def devices_tables() -> Listing:
-    """Device profiles and link classes. ``basis`` says for each figure how it is known."""
-    profiles: list[dict[str, Any]] = [
-        {
-            "name": p.name,
-            "about": p.about,
-            "memory": p.memory,
-            "compute": p.compute,
-            "memory_bandwidth": p.memory_bandwidth,
-            "network": p.network,
-            "idle_w": p.power.idle,
-            "active_w": p.power.active,
-            "basis": _bases(p.basis or {}),
-            "refused": p.refused,
-        }
-        for p in bundled_profiles().values()
-    ]
-    links: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "about": link.about,
-            "down": link.down,
-            "up": link.up,
-            "latency": link.latency,
-            "jitter": link.jitter,
-            "loss": link.loss,
-            "basis": _letter(link.basis or "E"),
-        }
-        for name, link in load_links().items()
-    ]
-
-    def show() -> None:
-        table(
-            [
-                {
-                    "name": p["name"],
-                    "memory": p["memory"] >> 20,
-                    "compute": p["compute"] / 1e9,
-                    "traffic": p["memory_bandwidth"] / 1e9,
-                    "network": p["network"],
-                    "power": f"{p['idle_w']:g}–{p['active_w']:g}",
-                    "basis": p["basis"] if p["refused"] is None else "too small",
-                }
-                for p in profiles
-            ],
-            {
-                "name": "profile",
-                "memory": "MiB",
-                "compute": "GFLOP/s",
-                "traffic": "GB/s",
-                "network": "network",
-                "power": "watts",
-                "basis": "basis",
-            },
-        )
-        letters = ", ".join(f"{letter} {word}" for letter, word in BASIS.items())
-        print(f"\nbasis of memory/compute/traffic/power: {letters}\n")
-        table(
-            [
-                {
-                    "name": link["name"],
-                    "down": units.format_bitrate(link["down"]),
-                    "up": units.format_bitrate(link["up"]),
-                    "latency": units.format_seconds(link["latency"]),
-                    "jitter": units.format_seconds(link["jitter"]),
-                    "loss": units.format_share(link["loss"]),
-                    "basis": link["basis"],
-                }
-                for link in links
-            ],
-            {"name": "link", **{part: part for part in ("down", "up", "latency", "jitter", "loss", "basis")}},
-        )
-
-    return {"devices": profiles, "links": links}, show
-
-
-def _bases(basis: dict[str, str]) -> str:
-    return "/".join(_letter(basis.get(part, "E")) for part in ("memory", "compute", "memory_bandwidth", "power"))
-
-
-def _letter(basis: str) -> str:
-    # a figure that is measured but for an estimated part must not pass for measured
-    return basis[0] + ("E" if "(E)" in basis and basis[0] != "E" else "")

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fedge.report.charts import curve, measures
+from fedge.report.closing import behind
 from fedge.report.drawing import sign
 from fedge.report.files import write_beside
 from fedge.report.fleet import budgets_section, devices_section, lanes_section, losses_section, picks_section
@@ -55,6 +56,7 @@ def page(record: Record) -> str:
             devices_section(record),
             _exports(record),
             _limits(record),
+            _remote(record),
             _facts(record),
             _settings(record),
         ),
@@ -105,6 +107,9 @@ def _figures(record: Record) -> Markup:
         shown.append((amount(measure, told[-1][measure]), measure))
         if "worst_device_accuracy" in told[-1]:
             shown.append((amount("", told[-1]["worst_device_accuracy"]), "worst device's accuracy"))
+        if "mean_personal_accuracy" in told[-1]:
+            shown.append((amount("", told[-1]["mean_personal_accuracy"]), "devices' own models, mean"))
+            shown.append((amount("", told[-1]["worst_personal_accuracy"]), "worst own model"))
     shown.append((format_seconds(record.ended), "emulated time"))
     shown += [(format_bytes(sent[way]), f"sent {way}") for way in ("up", "down")]
     used = [use.peak for uses in usages(record).values() for use in uses]
@@ -210,7 +215,32 @@ def _limits(record: Record) -> Markup | None:
         element("p", f"Held: {held}.") if held else None,
         element("p", "Not enforced:") if degraded else element("p", "Everything that was asked for was enforced."),
         element("ul", [element("li", line) for line in degraded]) if degraded else None,
+        [element("p", f"{line[0].upper()}{line[1:]}.") for line in behind(record.summary)],
     )
+
+
+def _remote(record: Record) -> Markup | None:
+    """Devices on other machines: how often each joined, what passed, and what was refused of it."""
+    told = record.summary.get("remote")
+    if not isinstance(told, Mapping):
+        return None
+    rows = [
+        [
+            name,
+            line.get("joined"),
+            format_bytes(line.get("received", 0)),
+            format_bytes(line.get("sent", 0)),
+            ", ".join(f"{kind} {count}" for kind, count in (line.get("refused") or {}).items()) or "nothing",
+            line.get("ignored"),
+        ]
+        for name, line in (told.get("devices") or {}).items()
+    ]
+    away = told.get("turned_away") or {}
+    said = f"Listened at {told.get('address')}. Turned away: {away.get('key', 0)} by an unlisted key, "
+    said += f"{away.get('handshake', 0)} in the handshake, {away.get('often', 0)} that came too often."
+    names = ["device", "joined", "received", "sent", "refused", "ignored"]
+    numbers = ["joined", "received", "sent", "ignored"]
+    return section("On other machines", element("p", said), rows_table("remote devices", names, rows, numbers=numbers))
 
 
 def _facts(record: Record) -> Markup:

@@ -15,6 +15,7 @@ import yaml
 from fedge.errors import FedgeError, MissingError
 from fedge.report.files import Json, is_number, read_json, read_lines, read_text
 from fedge.spec import load_federation
+from fedge.spec.device import DeviceSpec
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Record:
         self.picks: list[Happening] = []
         self.away: list[Happening] = []
         self.deaths: list[Happening] = []
+        self.faults: list[Happening] = []
         self.empty: list[Happening] = []
         self.tests: list[Tested] = []
         self.walls: dict[tuple[int, int], float] = {}
@@ -151,11 +153,19 @@ class Record:
     @cached_property
     def budgets(self) -> dict[str, tuple[str | None, int]]:
         """Each device's profile and the bytes that its file grants."""
+        return {device.name: (device.profile, device.memory) for device in self._declared}
+
+    @cached_property
+    def rates(self) -> dict[str, str]:
+        """How it is known what each device sustains, and with which software."""
+        return {device.name: f"{device.rates_basis}, {device.stack}" for device in self._declared}
+
+    @cached_property
+    def _declared(self) -> tuple[DeviceSpec, ...]:
         try:
-            spec = load_federation(self.path / "resolved.yaml")
+            return load_federation(self.path / "resolved.yaml").devices
         except FedgeError:
-            return {}
-        return {device.name: (device.profile, device.memory) for device in spec.devices}
+            return ()
 
     def lost_at(self, loss: Happening) -> float:
         """Emulated seconds at which a device was lost: a late one when its round ended."""
@@ -184,7 +194,7 @@ class Record:
                 if event.get("time") is not None:
                     self.walls[stage.index, round] = float(event["time"])
             # a resumed run says again what it had said after its last checkpoint
-            key = (stage.index, round, device, kind)
+            key = (stage.index, round, device, kind, event.get("kind"))
             if key in seen and kind != "died":
                 continue
             seen.add(key)
@@ -195,6 +205,7 @@ class Record:
     def _kept(self, kind: object) -> list[Happening] | None:
         """Where an event of a kind is put; None for those that nothing is told of."""
         lists = {"lost": self.losses, "picked": self.picks, "left-out": self.picks, "unavailable": self.away}
+        lists |= {"fault": self.faults}
         return (lists | {"died": self.deaths, "abandoned": self.empty, "skipped": self.empty}).get(str(kind))
 
     def _stage_of(self, event: Json) -> Stage | None:

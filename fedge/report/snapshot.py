@@ -5,6 +5,7 @@ A run's folder holds the last one as ``progress.json``, written while the run is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -83,4 +84,16 @@ class Snapshot:
 
 
 def _known(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
+    """The fields that there are; TypeError for a number or a text that is none."""
+    found = {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
+    for field in fields(kind):
+        first, *rest = str(field.type).split(" | ")
+        value = found.get(field.name)
+        if first not in _KINDS or field.name not in found or (value is None and "None" in rest):
+            continue
+        if not isinstance(value, _KINDS[first]) or isinstance(value, bool) or value in (math.inf, -math.inf):
+            raise TypeError(f"'{field.name}' is a {type(value).__name__}")
+    return found
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}

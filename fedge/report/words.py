@@ -31,6 +31,17 @@ def metric(metrics: Mapping[str, Any]) -> str:
     return "–"
 
 
+def of_devices(metrics: Mapping[str, Any], whose: str) -> str | None:
+    """The devices' own figures in the mean, and the worst one's: '0.8912, worst 0.7010'.
+
+    whose: 'device', the common model on each device's own mix or rows, or 'personal', each device's own model.
+    """
+    mean, worst = (metrics.get(f"{word}_{whose}_accuracy") for word in ("mean", "worst"))
+    if not isinstance(mean, (int, float)) or not isinstance(worst, (int, float)):
+        return None
+    return f"{amount('', mean)}, worst {amount('', worst)}"
+
+
 def plural(count: int, noun: str) -> str:
     """'1 device', '3 devices'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

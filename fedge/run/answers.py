@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fedge.core.method import Ask
 from fedge.core.payload import Payload
 from fedge.errors import ProtocolError
+from fedge.plan.outline import Outline, outline_of
+from fedge.plan.rehearsal import Setting
+from fedge.run.brief import Brief
 
 
 @dataclass
@@ -64,3 +68,48 @@ def require_finite(payload: Payload) -> None:
     spoilt = payload.not_finite()
     if spoilt is not None:
         raise ProtocolError(f"its answer's {spoilt} holds numbers that are not finite")
+
+
+class Outlines:
+    """What the answers of each offer of a stage are made of, traced when the first answer to it comes."""
+
+    def __init__(self, brief: Brief, setting: Setting):
+        self._brief = brief
+        self._setting = setting
+        self._known: dict[int, Outline | None] = {}
+
+    def require(self, offer: int, answer: Payload) -> None:
+        """Raise ProtocolError, naming the tensor, for an answer that no device with this offer gives.
+
+        Nothing is asked of offers whose answers can't be known before (``plan.outline``).
+        """
+        if offer not in self._known:
+            self._known[offer] = outline_of(self._brief.method, self._brief.variants[offer], self._setting)
+        outline = self._known[offer]
+        wrong = None if outline is None else outline.wrong(answer)
+        if wrong is not None:
+            raise ProtocolError(wrong)
+
+
+def odd_ones(
+    answers: Mapping[str, Payload], suspects: Collection[str], offers: Mapping[str, int | None]
+) -> dict[str, str]:
+    """Those of ``suspects`` whose answers have other tensors than everyone's who took the same offer, and how so.
+
+    What those answer who are no suspects is right; where there are none of them, what most answer is.
+    """
+    outlines = {device: payload.cells for device, payload in answers.items()}
+    found = {}
+    for device in sorted(set(suspects) & set(answers)):
+        alike = [other for other in answers if other != device and offers.get(other) == offers.get(device)]
+        sure = [outlines[other] for other in alike if other not in suspects]
+        right = set(sure)
+        if not sure and (told := Counter(outlines[other] for other in alike).most_common(1)) and told[0][1] > 1:
+            right = {told[0][0]}
+        if right and outlines[device] not in right:
+            theirs = next(iter(right))
+            wrong = sorted(outlines[device] - theirs) or sorted(theirs - outlines[device])
+            role, name, dtype, shape = wrong[0]
+            what = "has" if wrong[0] in outlines[device] else "lacks"
+            found[device] = f"its answer {what} {role} '{name}' as {dtype} {list(shape)}, unlike everyone's"
+    return found

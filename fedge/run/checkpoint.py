@@ -60,7 +60,15 @@ class Checkpoint:
         """
         if not (folder / _FILE).exists():
             return cls()
-        found = cls(**load_state(folder / _FILE))
+        told = load_state(folder / _FILE)
+        found = cls()
+        for name, usual in vars(found).items():
+            value = told.pop(name, usual)
+            if not _alike(value, usual):
+                raise FedgeError(f"{folder / _FILE} is damaged: '{name}' is a {type(value).__name__}")
+            setattr(found, name, value)
+        if told:
+            raise FedgeError(f"{folder / _FILE} is of another version of fedge: it holds '{next(iter(told))}'")
         if found.settings != _settings(folder):
             raise FedgeError(
                 f"{folder.parent / _RESOLVED} was changed since the run began",
@@ -88,6 +96,16 @@ class Checkpoint:
             for device, late in self.kept.items()
         }
         coordinator.refresh()
+
+
+def _alike(value: object, usual: object) -> bool:
+    """Whether a checkpoint's value is of the kind that belongs there."""
+    if usual is None:
+        return value is None or isinstance(value, str)
+    if isinstance(usual, bool) or not isinstance(usual, (int, float)):
+        return type(value) is type(usual)
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return whole or (isinstance(usual, float) and isinstance(value, float))
 
 
 def _settings(folder: Path) -> str | None:

@@ -52,7 +52,7 @@ def launcher_of(folder: RunFolder) -> Launcher | None:
     try:
         left = json.loads(folder.file(LAUNCHER).read_text())
         return Launcher(int(left["pid"]), int(left["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

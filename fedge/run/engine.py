@@ -29,6 +29,14 @@ class Engine(Protocol):
         """The devices of whose answer a part is here."""
         ...
 
+    def open(self, now: float) -> None:
+        """A round begins at this second of the virtual clock, which a real clock is set by."""
+        ...
+
+    def reach(self, now: float) -> None:
+        """Block until a real clock has come to this second of the virtual one."""
+        ...
+
     def close(self) -> None:
         """End every device of the stage."""
         ...
@@ -50,19 +58,7 @@ def run_stage(
     InfeasibleError when memory leaves too few devices, FedgeError when other losses do, Interrupted when asked to stop.
     """
     brief = coordinator.brief
-
-    def settle(instructions: Iterable[Instruction], until: Callable[[], bool]) -> None:
-        for instruction in instructions:
-            engine.do(instruction)
-        while not until():
-            for event in engine.wait():
-                for instruction in coordinator.handle(event):
-                    engine.do(instruction)
-            tell()
-
-    if coordinator.round == brief.rounds:
-        return
-    settle(coordinator.seek_all(), lambda: coordinator.settled)
+    settle(coordinator, engine, coordinator.seek_all(), lambda: coordinator.settled, tell)
     if fresh:
         _require(coordinator)
         coordinator.open_stage()
@@ -70,20 +66,45 @@ def run_stage(
         _require(coordinator)
         if stopping():
             raise Interrupted("interrupted", hint="the checkpoint is kept")
-        settle(coordinator.open_round(), lambda: not coordinator.round_open and coordinator.settled)
+        run_round(coordinator, engine, tell)
         coordinator.close_round()
         after_round()
 
 
+def run_round(coordinator: Coordinator, engine: Engine, tell: Callable[[], None]) -> None:
+    """One round, until nobody computes or picks any more."""
+    over = lambda: not coordinator.round_open and coordinator.settled  # noqa: E731
+    engine.open(coordinator.now)
+    settle(coordinator, engine, coordinator.open_round(), over, tell)
+    engine.reach(coordinator.now)
+
+
+def settle(
+    coordinator: Coordinator,
+    engine: Engine,
+    instructions: Iterable[Instruction],
+    until: Callable[[], bool],
+    tell: Callable[[], None],
+) -> None:
+    """Carry out instructions, and those that come of what happens, until ``until`` says so."""
+    for instruction in instructions:
+        engine.do(instruction)
+    while not until():
+        for event in engine.wait():
+            for instruction in coordinator.handle(event):
+                engine.do(instruction)
+        tell()
+
+
 def _require(coordinator: Coordinator) -> None:
-    """Raise when too few devices are left: InfeasibleError if memory was too short, else FedgeError."""
+    """Raise when too few devices are left: InfeasibleError if their budgets were too short, else FedgeError."""
     brief, accounts = coordinator.brief, coordinator.accounts
     ready = len(coordinator.ready)
     if ready >= (max(1, brief.quorum) if isinstance(brief.quorum, int) else 1):
         return
     gone = [account for account in accounts.values() if account.out]
-    causes = {account.lost["cause"] for account in gone if account.lost is not None}
-    short = causes <= {"memory"}
+    losses = [account.lost for account in gone if account.lost is not None]
+    short = all(loss["cause"] == "memory" or loss["phase"] == "plan" for loss in losses)
     why = "; ".join(f"{a.name}: {a.reason if short or not a.lost else 'lost, ' + a.lost['cause']}" for a in gone[:4])
     kind = InfeasibleError if short else FedgeError
     raise kind(

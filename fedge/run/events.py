@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedge.emulation.pace import Timing
 from fedge.plan.choose import Choice
+from fedge.run.faults import Fault
 from fedge.wire.blobs import Blob
 
 
@@ -14,7 +16,9 @@ class Send:
     """Ask a device: put these bytes before it as this turn of this round.
 
     blob: shared by every device that is asked the same. pinned, stateful: the offer that the device has picked and the
-    number under which its state was saved last, for a process that has to take the device up first.
+    number under which its state was saved last, for a process that has to take the device up first. timing: when on
+    the virtual clock all this is to happen; None for what is only replayed. faults: what is to
+    happen to the device on this turn.
     """
 
     device: str
@@ -23,13 +27,23 @@ class Send:
     blob: Blob
     pinned: int | None = None
     stateful: int | None = None
+    timing: Timing | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hurry:
+    """Enough devices have answered: a real clock need not wait for what this one still has to do or to send."""
+
+    device: str
 
 
 @dataclass(frozen=True)
 class End:
-    """Tell a device that its conversation is over."""
+    """Tell a device that its conversation is over; ``why``: it broke the rules and is dropped."""
 
     device: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Seek:
     stateful: int | None = None
 
 
-Instruction = Send | End | Seek
+Instruction = Send | Hurry | End | Seek
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,8 @@ class Answered:
     """A device's answer.
 
     stateful: the number under which its state is saved by now, None when it keeps none. peak: bytes that it has held
-    at most, None where nothing measures it.
+    at most, None where nothing measures it. paced: under a real clock, ``wall_s`` and ``cpu_s`` that it took on the
+    host, ``behind_s``, by how much it was later than the virtual clock says, and the ``slowdown`` at which it ran.
     """
 
     device: str
@@ -72,6 +87,7 @@ class Answered:
     stateful: int | None
     peak: int | None = None
     noted: dict[str, Any] = field(default_factory=dict)
+    paced: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,4 +110,18 @@ class Died:
     detail: str = ""
 
 
-Event = Picked | Answered | Lost | Died
+@dataclass(frozen=True)
+class Paused:
+    """A device is held still by hand: it takes no part until a Resumed."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A device that was held still may take part again."""
+
+    device: str
+
+
+Event = Picked | Answered | Lost | Died | Paused | Resumed

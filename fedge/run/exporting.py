@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from fedge.models.load import Loaded, load
 from fedge.run.folder import RunFolder
 from fedge.run.prepare import Prepared, prepare
 from fedge.spec import load_federation
-from fedge.spec.device import find_profile
+from fedge.spec.device import find_profile, rates_with
 from fedge.spec.federation import FederationSpec
+from fedge.spec.rates import DEFAULT
+from fedge.spec.shipped import TABLES
 
 if TYPE_CHECKING:
     from fedge.export.exits import Judged
@@ -35,21 +37,25 @@ _QUERIES, _ROWS = 100, 200
 @dataclass(frozen=True)
 class Wish:
     """What to export. devices: profiles, YAML files of profiles, or groups of the run's own federation; budget: what
-    leaving early is tuned to on each of them."""
+    leaving early is tuned to on each of them; mobile: ORT's own format beside each graph."""
 
     precision: tuple[str, ...] = ("fp32",)
     exits: tuple[int, ...] | None = None
     devices: tuple[str, ...] = ()
     budget: Budget | None = None
     criterion: str = "max_prob"
+    mobile: bool = False
 
 
 @dataclass
 class Outcome:
-    """Rows of the table of files, and of that of devices."""
+    """Rows of the table of files, and of that of devices; by precision what thresholds were chosen from; the test rows
+    and what the model was loaded as."""
 
+    test: tuple[Rows, Loaded]
     exports: list[dict[str, Any]] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)
+    judged: dict[str, Judged] = field(default_factory=dict)
 
 
 def export(run: Path, wish: Wish, say: Say) -> Outcome:
@@ -59,6 +65,7 @@ def export(run: Path, wish: Wish, say: Say) -> Outcome:
     and for what the wish names wrongly; InfeasibleError when no device can be served.
     """
     from fedge.export.exits import export_exits
+    from fedge.export.mobile import mobile
 
     folder = RunFolder.open(run)
     spec = load_federation(folder.file("resolved.yaml"))
@@ -68,10 +75,10 @@ def export(run: Path, wish: Wish, say: Say) -> Outcome:
             f"{run} has no deploy stage, so there are no exits to export; add one: "
             "deploy: {method: anytime, exits: [2, 4, 6]}"
         )
-    buyers = [_buyer(word, spec) for word in wish.devices]
+    buyers = [_buyer(word, spec) for word in _each(wish.devices)]
     prepared = prepare(spec, say)
     loaded = _model_of(folder, prepared)
-    judged: dict[str, Judged] = {}
+    outcome = Outcome((prepared.data.test, loaded))
     assert isinstance(loaded.model, MultiExit)
     exported = export_exits(
         loaded.model,
@@ -79,40 +86,63 @@ def export(run: Path, wish: Wish, say: Say) -> Outcome:
         prepared.data.test,
         folder.file("export"),
         labels=list(prepared.data.names),
-        about=_about(folder, spec),
+        about=about(folder.path.name, spec, _privacy(folder)),
         precision=wish.precision,
         exits=wish.exits,
         criterion=wish.criterion,
         progress=say,
-        judged=judged.__setitem__,
+        judged=outcome.judged.__setitem__,
     )
     columns = columns_of(prepared.data.test, loaded, _ROWS)
-    outcome = Outcome()
     needs: dict[tuple[str, str], int] = {}
     for one in exported:
-        outcome.exports.append({**one.to_json(), **_measured(one, folder, columns, needs, say)})
-    _serve(buyers, exported, needs, judged, wish, folder, outcome)
+        line = {**one.to_json(), **_measured(one, folder, columns, needs, say)}
+        if wish.mobile and one.file.endswith(".onnx"):
+            say(f"{one.target}, {one.precision}: in the format of a mobile build")
+            line["ort_bytes"] = mobile(folder.file(one.file).parent, columns, one.precision)
+        outcome.exports.append(line)
+    _serve(buyers, exported, needs, wish, folder, outcome)
+    if wish.mobile:
+        for line in (line for line in outcome.devices if line["folder"]):
+            mobile(folder.file(line["folder"]), columns, line["precision"])
     return outcome
 
 
-def _about(folder: RunFolder, spec: FederationSpec) -> dict[str, Any]:
-    """What the card says of how the model came to be."""
+def about(run: str, spec: FederationSpec, privacy: str | None) -> dict[str, Any]:
+    """What a card says of how a run's model came to be: data, stages with rounds, devices with what they grant."""
     stages = [f"{stage.stage}: {stage.method}, {stage.rounds} rounds" for stage in spec.stages]
-    about: dict[str, Any] = {
-        "run": folder.path.name,
+    said: dict[str, Any] = {
+        "run": run,
         "federation": spec.name,
-        "base model": spec.model.name,
-        "data": Path(spec.data.dataset).name,
+        "base model": _called(spec.model.name, spec),
+        "data": _called(spec.data.dataset, spec),
         "stages": stages,
         "seed": spec.seed,
     }
     groups = {device.group: device for device in spec.devices}
-    about["devices"] = [
+    said["devices"] = [
         f"{sum(each.group == name for each in spec.devices)} × {Path(device.profile).stem} of "
         f"{device.memory / 2**20:.0f} MiB"
         for name, device in groups.items()
     ]
-    return about
+    if privacy is not None:
+        said["privacy"] = privacy
+    return said
+
+
+def _privacy(folder: RunFolder) -> str | None:
+    """What the run itself wrote of privacy into the first file that it exported."""
+    from fedge.export.graph import manifest_of
+
+    for path in sorted(folder.file("export").glob("*/model.onnx")):
+        found: str | None = manifest_of(path).get("about", {}).get("privacy")
+        return found
+    return None
+
+
+def _called(word: str, spec: FederationSpec) -> str:
+    """A model or data set as it may be called on another machine: without the folders of this one."""
+    return Path(word).name if Path(word).is_absolute() or (spec.folder / word).exists() else word
 
 
 def _model_of(folder: RunFolder, prepared: Prepared) -> Loaded:
@@ -157,20 +187,40 @@ def _measured(
     return {"cpu_ms": found.percentiles(found.cpu_s)["p50"], "memory": found.memory}
 
 
+def _each(words: Sequence[str]) -> list[str]:
+    """The devices that are named, of a folder every profile in it. ConfigError for a folder without any."""
+    found: list[str] = []
+    for word in words:
+        if not Path(word).is_dir():
+            found.append(word)
+            continue
+        profiles = sorted(str(path) for path in Path(word).glob("*.yaml") if path.stem not in TABLES)
+        if not profiles:
+            raise ConfigError(f"--for {word}: the folder holds no device's .yaml")
+        found += profiles
+    return found
+
+
 def _buyer(word: str, spec: FederationSpec) -> Buyer:
     """A group of the run's own federation, a bundled profile, or a profile's file."""
     from fedge.export.ship import Buyer
 
     for device in spec.devices:
         if device.group == word:
-            return Buyer(word, device.memory, Rates(device.flops, device.memory_bandwidth), device.active_power)
+            return Buyer(
+                word,
+                device.memory,
+                Rates(device.flops, device.memory_bandwidth, 0.0, device.slower),
+                device.active_power,
+            )
     try:
         name, profile = find_profile(word, Path())
     except ConfigError as error:
         groups = sorted({device.group for device in spec.devices})
         hint = nearest(word, groups) or f"a profile of `fedge devices`, a YAML file, or one of {', '.join(groups)}"
         raise ConfigError(f"there is no device '{word}'; {hint}") from error
-    rates = Rates(profile.compute, profile.memory_bandwidth)
+    own = rates_with(profile, DEFAULT)
+    rates = Rates(own.flops, own.memory_bandwidth, 0.0, own.slower)
     return Buyer(Path(name).stem, profile.memory, rates, profile.power.active)
 
 
@@ -178,7 +228,6 @@ def _serve(
     buyers: Sequence[Buyer],
     exported: Sequence[Exported],
     needs: Mapping[tuple[str, str], int],
-    judged: Mapping[str, Judged],
     wish: Wish,
     folder: RunFolder,
     outcome: Outcome,
@@ -186,8 +235,8 @@ def _serve(
     from fedge.export.ship import best_for, write_choice
 
     for buyer in buyers:
-        choice = best_for(buyer, exported, needs, judged, wish.criterion, wish.budget)
-        place = write_choice(choice, folder.file("export")) if choice.target else None
+        choice = best_for(buyer, exported, needs, outcome.judged, wish.criterion, wish.budget)
+        place = write_choice(choice, folder.file("export"), outcome.test[1].preprocessor) if choice.target else None
         outcome.devices.append(_line(choice, buyer, str(place.relative_to(folder.path)) if place else None))
     if buyers and all(line["refused"] for line in outcome.devices):
         raise InfeasibleError("; ".join(str(line["refused"]) for line in outcome.devices))
@@ -209,11 +258,11 @@ def _line(choice: Choice, buyer: Buyer, place: str | None) -> dict[str, Any]:
     }
 
 
-def infer(place: Path, query: Query, device: str | None, say: Say) -> dict[str, Any]:
+def infer(place: Path, query: Query, device: str | None, on: Path | None, say: Say) -> dict[str, Any]:
     """Run an exported folder on its run's test rows and say how fast, how well, and where rows left.
 
-    device: whose memory and speed hold, as in ``Wish.devices``. The errors are those of ``export.session.infer``, and
-    MissingError for a folder that is no export.
+    device: whose memory and speed hold, as in ``Wish.devices``. on: a file of rows in place of the test rows, with the
+    same columns. The errors are those of ``export.session.infer``, and MissingError for a folder that is no export.
     """
     from fedge.export.session import infer as run_export
 
@@ -226,6 +275,8 @@ def infer(place: Path, query: Query, device: str | None, say: Say) -> dict[str, 
         raise MissingError(f"{place} holds no exported model", hint=f"fedge export {run} writes them")
     spec = load_federation(run / "resolved.yaml")
     buyer = _buyer(device, spec) if device else None
+    if on is not None:
+        spec = replace(spec, data=spec.data.model_copy(update={"test": str(on.resolve())}))
     prepared = prepare(spec, say)
     columns = columns_of(prepared.data.test, prepared.loaded)
     labels = prepared.data.test.labels

@@ -16,11 +16,16 @@ from fedge.errors import FedgeError
 from fedge.models.anatomy import anatomy
 from fedge.models.exits import MultiExit
 from fedge.models.names import tensors
+from fedge.models.neighbours import Neighbours
 from fedge.run.brief import Brief
-from fedge.run.evaluate import Tested, all_cores, by_device, share_of, test
+from fedge.run.evaluate import BATCH, Tested, all_cores, by_device, share_of, test
+from fedge.run.faults import total
 from fedge.run.ledger import Account
 from fedge.run.prepare import Prepared
+from fedge.run.tally import BEHIND_S
 
+#: Training rows among which a model without a trained head looks for neighbours, at most.
+BANK_ROWS = 2000
 #: Rows on which the frozen encoder's baseline is fitted and tested at most; the features take a forward pass each.
 FEATURE_ROWS = (1000, 500)
 
@@ -28,6 +33,11 @@ FEATURE_ROWS = (1000, 500)
 def tested(prepared: Prepared, method: Method, model: nn.Module, rows: int | None) -> Tested:
     """Test a stage's model on at most ``rows`` of the held-out rows; each exit too where it has several."""
     test_rows = share_of(prepared.data.test, rows, prepared.spec.seed)
+    if method.card.judged == "neighbours":
+        near = neighbours(prepared, model)
+        result = test(model, test_rows, prepared.data.task, near.predict)
+        result.metrics["feature_spread"] = near.spread
+        return result
     result = test(model, test_rows, prepared.data.task, method.predict)
     if isinstance(model, MultiExit):
         for place, point in enumerate(model.points):
@@ -36,12 +46,20 @@ def tested(prepared: Prepared, method: Method, model: nn.Module, rows: int | Non
     return result
 
 
+def neighbours(prepared: Prepared, model: nn.Module) -> Neighbours:
+    """The training rows by whose labels a model without a trained head is tested."""
+    bank = share_of(prepared.data.train, BANK_ROWS, prepared.spec.seed)
+    with all_cores():
+        return Neighbours(model, bank.chunks(BATCH), prepared.data.task.classes)
+
+
 def per_device(prepared: Prepared, method: Method, model: nn.Module, correct: np.ndarray | None) -> dict[str, float]:
     """Each device's accuracy as the file asks: the test rows in its label mix, or its own held-out rows."""
     if prepared.own_test:
         task = prepared.data.task
+        near = neighbours(prepared, model) if method.card.judged == "neighbours" else method
         return {
-            device: test(model, prepared.data.train.take(rows), task, method.predict).metrics["accuracy"]
+            device: test(model, prepared.data.train.take(rows), task, near.predict).metrics["accuracy"]
             for device, rows in prepared.own_test.items()
         }
     labels = prepared.data.test.labels
@@ -97,9 +115,16 @@ def same_body(model: nn.Module, original: nn.Module) -> bool:
 
 
 def stage_record(
-    brief: Brief, accounts: Mapping[str, Account], metrics: Mapping[str, float], virtual_s: float
+    brief: Brief,
+    accounts: Mapping[str, Account],
+    metrics: Mapping[str, float],
+    virtual_s: float,
+    *,
+    paced: bool = False,
 ) -> dict[str, Any]:
-    """A stage's line in ``summary.json``."""
+    """A stage's line in ``summary.json``; ``paced``: whether a real clock held the devices."""
+    behind = {account.name: account.behind_s for account in accounts.values() if account.behind_s >= BEHIND_S}
+    faults = total([account.faults for account in accounts.values()])
     took_part = [account for account in accounts.values() if account.rounds]
     return {
         "stage": brief.stage,
@@ -113,13 +138,25 @@ def stage_record(
         "bytes_down": sum(account.bytes_down for account in accounts.values()),
         "peak_memory": max((account.peak_memory for account in accounts.values()), default=0),
         "energy_j": sum(account.energy_j for account in accounts.values()),
+        **({"behind": behind} if paced else {}),
+        **({"faults": faults} if faults else {}),
+        **({} if brief.trust is None else {"privacy": brief.trust.record(brief.rounds)}),
     }
 
 
 def device_records(
-    brief: Brief, accounts: Mapping[str, Account], profiles: Mapping[str, str], accuracies: Mapping[str, float]
+    brief: Brief,
+    accounts: Mapping[str, Account],
+    profiles: Mapping[str, str],
+    accuracies: Mapping[str, float],
+    own: Mapping[str, Mapping[str, Any]],
+    *,
+    paced: bool = False,
 ) -> list[dict[str, Any]]:
-    """Each device's line for one stage."""
+    """Each device's line for one stage.
+
+    own: what the test of its own model gave, where it has one. paced: whether a real clock held them.
+    """
     lines = []
     for name, account in sorted(accounts.items()):
         offer = None if account.choice is None else brief.menu[account.choice]
@@ -139,8 +176,13 @@ def device_records(
                 "bytes_up": account.bytes_up,
                 "bytes_down": account.bytes_down,
                 "energy_j": account.energy_j,
+                "energy_parts": account.energy_parts,
+                **({"behind_s": account.behind_s} if paced else {}),
                 "accuracy": accuracies.get(name),
+                "personal_accuracy": own[name]["accuracy"] if name in own else None,
+                "personal_loss": own[name]["metrics"].get("loss") if name in own else None,
                 "lost": account.lost,
+                **({"faults": account.faults} if account.faults else {}),
             }
         )
     return lines

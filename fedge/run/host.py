@@ -28,6 +28,8 @@ def check_host(folder: RunFolder, say: Callable[[str], None]) -> None:
     if not folder.file(_FILE).exists():
         raise FedgeError(f"{folder.path} can't be resumed: its {_FILE} is gone", hint="start a run anew")
     begun = folder.read_json(_FILE)
+    if not isinstance(begun, dict):
+        raise FedgeError(f"{folder.file(_FILE)} is damaged", hint="start a run anew")
     if begun.get("fedge") != fedge.__version__:
         raise FedgeError(
             f"{folder.path} was begun with fedge {begun.get('fedge')}, and this is {fedge.__version__}",

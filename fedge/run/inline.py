@@ -13,7 +13,8 @@ from fedge.core.method import Rows
 from fedge.errors import FedgeError
 from fedge.meter.spans import SpanMeter
 from fedge.run.brief import Brief
-from fedge.run.events import Answered, End, Event, Instruction, Lost, Picked, Seek
+from fedge.run.events import Answered, End, Event, Hurry, Instruction, Lost, Picked, Seek
+from fedge.run.faults import losing
 from fedge.run.seat import Ground, Seat
 
 
@@ -21,13 +22,20 @@ class Inline:
     """Fulfils ``run.engine.Engine`` with every device in this process."""
 
     def __init__(
-        self, brief: Brief, ground: Ground, budgets: Mapping[str, Budget], rows: Mapping[str, Rows], states: Path
+        self,
+        brief: Brief,
+        ground: Ground,
+        budgets: Mapping[str, Budget],
+        rows: Mapping[str, Rows],
+        states: Path,
+        tests: Mapping[str, Rows] | None = None,
     ):
         self._brief = brief
         self._ground = ground
         self._budgets = budgets
         self._rows = rows
         self._states = states
+        self._tests = tests or {}
         self._seats: dict[str, Seat] = {}
         self._events: list[Event] = []
 
@@ -42,12 +50,15 @@ class Inline:
                 self._rows[device],
                 self._states,
                 SpanMeter(),
+                tests=self._tests.get(device),
             )
             seat.restore(instruction.stateful)
             self._seats[device] = seat
             self._events.append(Picked(device, seat.pick(instruction.banned, instruction.pinned)))
         elif isinstance(instruction, End):
             self._seats[device].end()
+        elif isinstance(instruction, Hurry):
+            pass  # nothing waits here
         else:
             seat = self._seats[device]
             peak = self._peak(seat)
@@ -56,6 +67,12 @@ class Inline:
                     device, "memory", None, peak, self._budgets[device].memory, "by the plan: inline has no walls"
                 )
                 self._events.append(lost)
+                return
+            if fault := losing(instruction.faults):
+                # another process would begin from the state that was saved last
+                seat.end()
+                detail = f"{fault.kind.replace('_', ' ')}: as the file asks; inline has no process to strike"
+                self._events.append(Lost(device, "fault", fault.kind, detail=detail))
                 return
             answer = seat.answer(instruction.round, instruction.turn, instruction.blob.view)
             self._events.append(
@@ -88,6 +105,12 @@ class Inline:
     def sending(self) -> set[str]:
         """Nobody: an answer is there at once."""
         return set()
+
+    def open(self, now: float) -> None:
+        """Nothing: this driver knows the virtual clock only."""
+
+    def reach(self, now: float) -> None:
+        """Nothing, likewise."""
 
     def close(self) -> None:
         self._seats.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +17,50 @@ import torch
 from torch import nn
 
 from fedge.data import store
-from fedge.errors import FedgeError, InfeasibleError, Interrupted
+from fedge.emulation import process
+from fedge.emulation.pace import Timeline
+from fedge.emulation.roofline import Rates
+from fedge.errors import FedgeError, InfeasibleError, Interrupted, LimitError
 from fedge.models.save import pack_state, restore, save, save_adapter
-from fedge.plan.choose import choose
+from fedge.privacy.budget import sentence
 from fedge.report.snapshot import Passing
 from fedge.report.trace import write_trace
 from fedge.run import figures
-from fedge.run.brief import Brief, budget_of
+from fedge.run.admission import Stage as Demand
+from fedge.run.admission import admit, demands, need, revised
+from fedge.run.brief import Brief, link_of_spec
+from fedge.run.budgets import budget_of
 from fedge.run.checkpoint import Checkpoint
 from fedge.run.coordinator import Coordinator
 from fedge.run.engine import Engine
 from fedge.run.folder import RunFolder, read_sealed, write_sealed, write_whole
+from fedge.run.guests import Both, Guests
+from fedge.run.hostspeed import host_rates
 from fedge.run.inline import Inline
 from fedge.run.launcher import Options, Run
 from fedge.run.limits import Footprint, Limits, process_limit
+from fedge.run.listen import listen, welcome
 from fedge.run.nursery import Nursery, ZygoteGone
+from fedge.run.orders import Orders
+from fedge.run.pacing import Pacing
+from fedge.run.personal import FOLDER as OWN
+from fedge.run.personal import keep_own
 from fedge.run.places import Place, save_places
-from fedge.run.prepare import briefs, prepare
+from fedge.run.planning import rows_of
+from fedge.run.plans import StagePlan, require_enough
+from fedge.run.prepare import Prepared, briefs, prepare
 from fedge.run.processes import Processes
 from fedge.run.seat import Ground
 from fedge.run.stage import Stage, figure
 from fedge.run.watch import See, Watch
+from fedge.spec.device import DeviceSpec
 from fedge.spec.federation import FederationSpec
 from fedge.units import format_seconds
 from fedge.wire.bus import Hub
 
 Say = Callable[[str], None]
+#: Devices up to which the plan in the run's folder has lines for each.
+_LISTED = 500
 
 
 class Launch:
@@ -69,8 +89,14 @@ class Launch:
         self.started = time.monotonic() - self.checkpoint.wall_s
         self.stopping = False
         self.incarnations: dict[str, int] = {}
+        self.orders = Orders(left.scratch)
         self.nursery = nursery
+        self.briefs: list[Brief] = []
+        self.timeline: Timeline | None = None
+        self.host: Rates | None = None
         self.base_file = left.scratch / "base.safetensors"
+        self.guests: Guests | None = None
+        self.remote: dict[str, Any] | None = None
         self.watch = Watch(folder, spec.name, [stage.rounds for stage in spec.stages], self.elapsed, see)
 
     def run(self) -> Run:
@@ -100,12 +126,20 @@ class Launch:
         finally:
             if self.nursery is not None:
                 self.nursery.close()
+            if self.guests is not None:
+                self.guests.leave(status, trouble)
+                self.remote = self.guests.record()
+                self.guests.hub.close()
             if self.limits.wall is not None:
                 self.limits.wall.close()
-            with suppress(FedgeError):  # a full disk, most likely; what went wrong before is the thing to say
+            try:
                 self._write_summary(status, trouble)
                 write_trace(self.folder.path)
-            self.watch.enter("ended")
+            except FedgeError:  # a full disk, most likely
+                if status == "done":
+                    raise  # else what went wrong before is the thing to say
+            finally:
+                self.watch.enter("ended")
         return Run(self.folder.path, self.folder.read_json("summary.json"))
 
     def elapsed(self) -> float:
@@ -119,14 +153,16 @@ class Launch:
             self.say("every stage is done already")
             return
         self.folder.cut("metrics.jsonl", self.checkpoint.metrics_size)
+        if self.spec.elsewhere and not self.options.inline:
+            self.guests = listen(self.spec, self.folder, self.say)
         if self.nursery is None and not self.options.inline:
             self.nursery = Nursery.of(self.folder, self.spec)
-        self.prepared = prepare(self.spec, self._say_passing)
+        self.prepared = self._prepare()
         task = self.prepared.data.task
         self.checkpoint.task, self.checkpoint.classes = task.kind, 0 if task.generative else task.classes
         self.watch.enter("planning")
-        all_briefs = briefs(self.prepared, self._say_passing)
-        self._feasible(all_briefs)
+        all_briefs = self.briefs = briefs(self.prepared, self._say_passing)
+        self._leave_plan(all_briefs)
         self.watch.enter("baselines")
         if self.spec.evaluate.baselines and not self.checkpoint.baselines:
             self._baselines()
@@ -142,6 +178,9 @@ class Launch:
             for brief in all_briefs[self.checkpoint.stage :]:
                 base = self._stage(brief, base, hub)
 
+    def _prepare(self) -> Prepared:
+        return prepare(self.spec, self._say_passing)
+
     def _say_passing(self, line: str) -> None:
         self.say(Passing(line))
 
@@ -151,23 +190,31 @@ class Launch:
         for line in self.checkpoint.baselines:
             self.say(f"baselines: {line['name']} {figure(line)} ({line['detail']})")
 
-    def _feasible(self, all_briefs: list[Brief]) -> None:
-        """Refuse before anything starts when nobody can afford a stage."""
-        for brief in all_briefs:
-            if not brief.freely:
-                continue
-            choices = {
-                device.name: choose(brief.menu, budget_of(device, brief.deadline), prefer=brief.prefer)
-                for device in self.spec.devices
-            }
-            able = [name for name, choice in choices.items() if choice.index is not None]
-            if len(able) < (max(1, brief.quorum) if isinstance(brief.quorum, int) else 1):
-                name, choice = next((n, c) for n, c in choices.items() if c.index is None)
-                raise InfeasibleError(
-                    f"stage {brief.index} ({brief.stage}): {len(able)} of {len(choices)} devices can afford anything; "
-                    f"{name}: {choice.reason}",
-                    hint="fedge plan shows every device and method",
-                )
+    def _leave_plan(self, all_briefs: list[Brief]) -> None:
+        """Keep the plan in the run's folder, and refuse before any device starts when too few can afford a stage."""
+        plans = [StagePlan(brief.index, brief.stage, brief.menu) for brief in all_briefs]
+        self.folder.write_json("plan.json", {"plan": list(rows_of(self.spec, plans, self._kinds()))})
+        require_enough(self.spec, plans)
+        if self.spec.emulation.clock == "real":
+            self._admit(plans)
+
+    def _admit(self, plans: list[StagePlan]) -> None:
+        """See that this host can keep up with the devices' clocks, before any of them starts."""
+        slots, asked = self._slots(), max(stage.most_asked(len(self.spec.devices)) for stage in self.spec.stages)
+        if slots < asked:  # of the file it is known already; this is what the command line said
+            raise LimitError(f"the real clock runs {asked} devices side by side, and --slots has room for {slots}")
+        self.host = host_rates(pinned=self.limits.wall is not None and self.limits.wall.name != "none")
+        found = admit(demands(self.spec, plans, self.host), len(process.cores()), self.spec.emulation.slowdown)
+        self.timeline = Timeline(found.slow)
+        at = "in the devices' own time" if found.slow == 1 else f"{found.slow:.3g} times slower than the devices"
+        self.say(f"real clock: {at}; caps add up to {found.cores:.2f} of {found.granted:.2f} cores")
+
+    def _kinds(self) -> list[DeviceSpec]:
+        """Every device, or of a large fleet one of each kind."""
+        if len(self.spec.devices) <= _LISTED:
+            return list(self.spec.devices)
+        kinds = {replace(device, name="", group=""): device for device in reversed(self.spec.devices)}
+        return list(reversed(kinds.values()))
 
     def _stage(self, brief: Brief, base: nn.Module, hub: Hub | None) -> nn.Module:
         self.say(f"stage {brief.index}: {brief.stage} with {brief.key}, {brief.rounds} rounds")
@@ -182,14 +229,15 @@ class Launch:
             elapsed=self.elapsed,
             watch=self.watch,
         )
-        if self.checkpoint.round < brief.rounds or stage.fresh:
+        if self.checkpoint.round < brief.rounds or stage.fresh or stage.tests_own:
             engine = self._inline(brief, base) if hub is None else self._processes(brief, base, hub)
             try:
                 stage.run(engine, lambda: self.stopping)
             finally:
                 engine.close()
-                if isinstance(engine, Processes):
-                    self.nursery = engine.nursery
+                own = engine.here if isinstance(engine, Both) else engine
+                if isinstance(own, Processes):
+                    self.nursery = own.nursery
         return self._leave(brief, stage)
 
     def _leave(self, brief: Brief, stage: Stage) -> nn.Module:
@@ -210,8 +258,13 @@ class Launch:
         )
         if following.stage < len(self.spec.stages):
             write_sealed(self._kept_base(following.stage), pack_state(model))
+            keep_own(model, self.folder.file("checkpoints"), brief.index, None)
+            if self.spec.stages[-1].stage == "deploy":  # the next stage merges it: apart it is there only now
+                named = re.sub(r"[^\w.-]+", "-", f"{brief.index + 1}-{brief.key}")
+                self._save_adapter(brief, stage.coordinator, self.folder.file("export", "adapters", named))
         else:
             self._save_model(brief, stage.coordinator, model)
+            keep_own(model, self.folder.file("checkpoints"), brief.index, self.folder.file("model", OWN))
             following.exports = self._export(brief, model)
             following.model_sha256 = figures.model_sha256(model)
         self.checkpoint = following
@@ -225,25 +278,39 @@ class Launch:
 
     def _inline(self, brief: Brief, base: nn.Module) -> Engine:
         ground = Ground(base, self.prepared.data.task, self.prepared.data.public)
-        budgets = {device.name: budget_of(device, brief.deadline) for device in self.spec.devices}
+        budgets = {device.name: budget_of(device, brief.deadline, brief.rounds) for device in self.spec.devices}
         rows = {name: self.prepared.data.train.take(own) for name, own in self.prepared.rows.items()}
-        return Inline(brief, ground, budgets, rows, self.folder.file("checkpoints"))
+        return Inline(brief, ground, budgets, rows, self.folder.file("checkpoints"), self.prepared.tests())
 
     def _processes(self, brief: Brief, base: nn.Module, hub: Hub) -> Engine:
+        packed = pack_state(base)
+        if self.guests is not None:
+            welcome(self.guests, brief, self.prepared, packed, self.briefs)
+        here = [device for device in self.spec.devices if not device.remote]
+        if not here:
+            assert self.guests is not None
+            return self.guests
+        engine = self._own_processes(brief, here, packed, hub)
+        names = [device.name for device in self.spec.elsewhere]
+        return engine if self.guests is None else Both(engine, self.guests, names)
+
+    def _own_processes(self, brief: Brief, here: Sequence[DeviceSpec], base: bytearray, hub: Hub) -> Processes:
         assert self.nursery is not None
         wall = self.limits.wall
         assert wall is not None
         places = {
             device.name: Place(
-                budget_of(device, brief.deadline),
+                budget_of(device, brief.deadline, brief.rounds),
                 self.prepared.rows[device.name],
                 device.pin,
                 self.folder.device_log(device.name),
+                self.prepared.own_test.get(device.name),
+                None if self.timeline is None else link_of_spec(device),
             )
-            for device in self.spec.devices
+            for device in here
         }
         save_places(places, self.left.scratch / "places")
-        write_whole(self.base_file, pack_state(base))
+        write_whole(self.base_file, base)
         return Processes(
             places,
             wall,
@@ -255,7 +322,30 @@ class Launch:
             incarnations=self.incarnations,
             revive=lambda: self._revive(brief),
             opened=lambda: self.left.note_groups(wall),
+            pacing=self._pacing(brief, places),
+            beside=[] if self.guests is None else [self.guests.hub],
+            orders=self.orders,
         )
+
+    def _pacing(self, brief: Brief, places: Mapping[str, Place]) -> Pacing | None:
+        """What holds a stage's devices to the real clock; None under the virtual one."""
+        host = self.host
+        if self.timeline is None or host is None:
+            return None
+
+        def needs(device: str, choice: int) -> float:
+            return need(brief.menu[choice].cost, places[device].budget, host)
+
+        def revise(learned: Mapping[str, float], slow: float) -> float:
+            asked = self.spec.stages[brief.index].most_asked(len(self.spec.devices))
+            new = revised(Demand(brief.stage, learned, asked), len(process.cores()), slow)
+            if new == slow or self.spec.emulation.slowdown != "auto":
+                return slow
+            self.say(f"real clock: from here on {new:.3g} times slower than the devices")
+            self.folder.append("events.jsonl", {"time": time.time(), "event": "slowdown", "slowdown": new})
+            return new
+
+        return Pacing(self.timeline, self.folder.path.name, self.limits.quota, needs, revise, self.left.note_quota)
 
     def _enter(self, brief: Brief) -> Nursery:
         """A zygote that has taken up a stage. One that dies on the way is replaced, ``restart`` times."""
@@ -283,6 +373,7 @@ class Launch:
             base=str(self.base_file),
             places=str(self.left.scratch / "places"),
             states=str(self.folder.file("checkpoints")),
+            test=[self.spec.evaluate.rows, self.spec.seed],
         )
         self.nursery.await_ready("stage")
         return self.nursery
@@ -300,19 +391,31 @@ class Launch:
 
     def _slots(self) -> int:
         told = self.options.slots if self.options.slots is not None else self.spec.emulation.slots
-        return told if isinstance(told, int) else len(os.sched_getaffinity(0))
+        if isinstance(told, int):
+            return told
+        # under the real clock nobody waits for a slot: what devices may take of the host is in their quotas
+        return len(self.spec.devices) if self.spec.emulation.clock == "real" else len(process.cores())
 
     # -- what is left ------------------------------------------------------------------------------------------------
 
     def _save_model(self, brief: Brief, coordinator: Coordinator, model: nn.Module) -> None:
+        if not self._save_adapter(brief, coordinator, self.folder.file("model")):
+            save(model, self.folder.file("model"), self.prepared.loaded, self._privacy())
+
+    def _save_adapter(self, brief: Brief, coordinator: Coordinator, place: Path) -> bool:
+        """Write the stage's adapter, where its method has one, as a folder that peft loads."""
         adapter = brief.method.adapter(coordinator.server, coordinator.state)
-        loaded = self.prepared.loaded
         if adapter is None:
-            save(model, self.folder.file("model"), loaded)
-            return
+            return False
         # an adapter fits the weights that it was trained on: the source's, unless an earlier stage changed them
+        loaded = self.prepared.loaded
         untouched = loaded.kind == "hub" and figures.same_body(adapter, loaded.model)
-        save_adapter(adapter, self.folder.file("model"), loaded.source if untouched else None, loaded)
+        save_adapter(adapter, place, loaded.source if untouched else None, loaded, self._privacy())
+        return True
+
+    def _privacy(self) -> str | None:
+        """What the model's card says of the privacy of all stages."""
+        return sentence([(brief.stage, brief.trust, brief.rounds) for brief in self.briefs])
 
     def _export(self, brief: Brief, model: nn.Module) -> list[dict[str, Any]]:
         if brief.stage != "deploy":
@@ -320,8 +423,8 @@ class Launch:
         from fedge.export.exits import export_exits
         from fedge.export.full import export_model
         from fedge.models.exits import MultiExit
+        from fedge.run.exporting import about
 
-        named = {"run": self.folder.path.name, "federation": self.spec.name}
         export = self.spec.stages[brief.index].export
         write = export_exits if isinstance(model, MultiExit) else export_model
         exported = write(
@@ -330,7 +433,7 @@ class Launch:
             self.prepared.data.test,
             self.folder.file("export"),
             labels=list(self.prepared.data.names),
-            about={**named, "method": brief.key, "rounds": brief.rounds},
+            about=about(self.folder.path.name, self.spec, self._privacy()),
             precision=export.precision if export is not None else ("fp32",),
             progress=self.say,
         )
@@ -343,6 +446,7 @@ class Launch:
             "status": status,
             "seed": self.spec.seed,
             "clock": self.spec.emulation.clock,
+            **({} if self.timeline is None else {"slowdown": self.timeline.slow}),
             "wall_s": round(self.elapsed(), 3),
             "model_sha256": self.checkpoint.model_sha256 if status == "done" else None,
             "stages": [record["stage"] for record in done],
@@ -354,6 +458,8 @@ class Launch:
         }
         if self.checkpoint.task:
             summary["task"], summary["classes"] = self.checkpoint.task, self.checkpoint.classes
+        if self.remote is not None:
+            summary["remote"] = self.remote
         if trouble:
             summary["error"] = trouble
         self.folder.write_json("summary.json", summary)

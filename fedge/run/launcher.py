@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedge.errors import ConfigError, FedgeError, Interrupted
+from fedge.errors import FedgeError, Interrupted
 from fedge.run.folder import LOG, RunFolder
 from fedge.run.host import check_host, note_host
 from fedge.run.limits import clear, footprint, limits_of
@@ -48,17 +48,21 @@ class Run:
         """The records of ``metrics.jsonl``."""
         return list(RunFolder(self.folder).read_lines("metrics.jsonl"))
 
-    def model(self) -> nn.Module:
-        """The model that the run left, adapters merged; a MultiExit model where it has exits."""
+    def model(self, device: str | None = None) -> nn.Module:
+        """The model that the run left, adapters merged; a MultiExit model where it has exits.
+
+        device: that device's own model, where the method of the last stage has such; MissingError where it has none.
+        """
         from fedge.models.adapted import CONFIG_FILE, load_adapted
         from fedge.models.load import load
+        from fedge.models.save import load_own
 
         folder = self.folder / "model"
         task = self.summary["task"]
         classes = self.summary["classes"] or None
-        if (folder / CONFIG_FILE).is_file():
-            return load_adapted(folder, task, classes)
-        return load(str(folder), task, classes=classes).model
+        adapted = (folder / CONFIG_FILE).is_file()
+        model = load_adapted(folder, task, classes) if adapted else load(str(folder), task, classes=classes).model
+        return model if device is None else load_own(model, folder / "devices" / f"{device}.safetensors")
 
 
 USUAL = Options()
@@ -84,8 +88,6 @@ def up(
     else:
         folder = None
         spec = load_federation(federation, overrides)
-    if spec.emulation.clock == "real":
-        raise ConfigError(spec.problem("emulation.clock", "the real clock is not built yet", hint="clock: virtual is"))
     limits = limits_of(spec, inline=options.inline, best_effort=options.best_effort)
     if folder is None:
         folder = RunFolder.new(spec.name, options.runs)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from fedge.emulation import process
+from fedge.emulation import process, quota
 from fedge.emulation import wall as walls
-from fedge.errors import FedgeError, LimitError
+from fedge.errors import ConfigError, FedgeError, LimitError
 from fedge.run.folder import RunFolder
 from fedge.run.stash import STASH, Stash
 from fedge.spec.federation import FederationSpec
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _FILE = "launcher.json"
 _PREFIX = "fedge-"
+_TEXT = (str, type(None))
+#: What the record of a launcher holds.
+_RECORD = {"pid": (int,), "started": (int, type(None)), "scratch": (str,), "groups": _TEXT, "quotas": _TEXT}
 #: Seconds that the processes of a killed launcher may take to be gone.
 _DYING = 3.0
 #: Files and folders that were being written beside their place: a name of chance, or the pid of the writer.
@@ -47,10 +50,21 @@ class Limits:
     named: dict[str, Any]
     degraded: list[str] = field(default_factory=list)
 
+    @property
+    def quota(self) -> str | None:
+        """The mechanism that caps processor time, by name; None for none."""
+        found: str | None = self.named["cpu"]
+        return found
+
 
 def limits_of(spec: FederationSpec, *, inline: bool, best_effort: bool) -> Limits:
     """The limits that the file asks for. Raises LimitError when one can't be had, unless ``best_effort``."""
     _pins(spec)
+    paced = spec.emulation.clock == "real"
+    if inline and paced:
+        raise ConfigError(
+            spec.problem("emulation.clock", "--inline knows the virtual clock only", hint="leave out --inline")
+        )
     if inline:
         return Limits(None, {"memory": "planner", "cpu": None, "network": "virtual"}, ["memory: inline has no walls"])
     degraded = []
@@ -65,7 +79,14 @@ def limits_of(spec: FederationSpec, *, inline: bool, best_effort: bool) -> Limit
         if not best_effort:
             raise LimitError("emulation.wall is none", hint="--best-effort runs without a memory wall")
         degraded.append("memory: no wall was asked for")
-    return Limits(wall, {"memory": wall.name, "cpu": None, "network": "virtual"}, degraded)
+    named: dict[str, Any] = {"memory": wall.name, "cpu": None, "network": "paced" if paced else "virtual"}
+    try:
+        named["cpu"] = quota.choose(wall.name) if paced else None
+    except LimitError as error:
+        if not best_effort:
+            raise
+        degraded.append(f"cpu: {error.message}")
+    return Limits(wall, named, degraded)
 
 
 def _pins(spec: FederationSpec) -> None:
@@ -107,6 +128,7 @@ class Footprint:
     folder: RunFolder
     scratch: Path
     groups: str | None = None
+    quotas: str | None = None
 
     @property
     def address(self) -> str:
@@ -116,7 +138,7 @@ class Footprint:
     def write(self) -> None:
         """Record it, with this process's pid and start time."""
         pid = os.getpid()
-        named = {"scratch": str(self.scratch), "groups": self.groups}
+        named = {"scratch": str(self.scratch), "groups": self.groups, "quotas": self.quotas}
         self.folder.write_json(_FILE, {"pid": pid, "started": process.start_time(pid), **named})
 
     def note_groups(self, wall: walls.Wall) -> None:
@@ -124,6 +146,13 @@ class Footprint:
         paths = wall.paths()
         if paths and paths[-1] != self.groups:
             self.groups = paths[-1]
+            self.write()
+
+    def note_quota(self, throttle: quota.Throttle) -> None:
+        """Record the folder of the quotas' groups, likewise."""
+        path = getattr(throttle, "path", None)
+        if path is not None and str(path.parent) != self.quotas:
+            self.quotas = str(path.parent)
             self.write()
 
 
@@ -148,10 +177,11 @@ def clear(folder: RunFolder, say: Say) -> None:
     if not os.path.exists(folder.file(_FILE)):  # not where it may not be looked for
         return
     left = folder.read_json(_FILE)
+    if not isinstance(left, dict) or any(type(left.get(name)) not in kinds for name, kinds in _RECORD.items()):
+        raise FedgeError(f"{folder.file(_FILE)} is damaged", hint="delete it if no launcher of this run is alive")
     if process.alive(left["pid"], left["started"]):
         raise FedgeError(f"{folder.path} is still under way, as process {left['pid']}", hint="interrupt it first")
-    if left["groups"]:
-        top = Path(left["groups"])
+    for top in (Path(left[kind]) for kind in ("groups", "quotas") if left.get(kind)):
         inner = [str(path) for path in top.iterdir() if path.is_dir()] if top.is_dir() else []
         busy = walls.sweep([*inner, str(top)])
         end = time.monotonic() + _DYING

@@ -22,6 +22,35 @@ from fedge.spec.federation import FederationSpec
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 
 
+def environment() -> dict[str, str]:
+    """What the zygote's environment has to say beside this process's own."""
+    return {
+        **_ONE_THREAD,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def begin(commands: int, events: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a zygote that reads from one descriptor and writes to the other, and logs to a file.
+
+    A program that has imported everything already may put a function in this one's place that forks.
+    """
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedge.run.zygote", str(commands), str(events), str(os.getpid())],
+            pass_fds=(commands, events),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **environment()},
+            start_new_session=True,
+        )
+
+
 class ZygoteGone(FedgeError):
     """The zygote has died, or was killed because it had hung, before it had done what it was told."""
 
@@ -38,25 +67,7 @@ class Nursery:
         self._patience = patience
         commands_in, commands = os.pipe()
         self.events, events_out = os.pipe()
-        environment = {
-            **os.environ,
-            **_ONE_THREAD,
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONWARNINGS": "ignore",
-        }
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedge.run.zygote", str(commands_in), str(events_out), str(os.getpid())],
-                pass_fds=(commands_in, events_out),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=environment,
-                start_new_session=True,
-            )
+        self.process = begin(commands_in, events_out, log)
         os.close(commands_in)
         os.close(events_out)
         os.set_blocking(self.events, False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fedge.codecs.chain import Chain
 from fedge.codecs.make import chain
@@ -17,21 +19,33 @@ from fedge.data.encode import Data, encode, split_public
 from fedge.data.partition import hold_out, label_mix, partition
 from fedge.data.raw import Raw
 from fedge.data.source import read
-from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError, Problem
+from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError, Problem, nearest
+from fedge.methods.make import difference, make
+from fedge.methods.table import LAST_RESORTS
 from fedge.models.load import Loaded, load
-from fedge.plan.menu import Menu, menu_of, method_of
-from fedge.plan.trace import Setting
+from fedge.models.nano import bert_tokenizer, gpt_tokenizer
+from fedge.models.variant import assemble
+from fedge.plan.choose import Offer
+from fedge.plan.menu import Menu, cached, menu_of, method_of
+from fedge.plan.trace import Setting, Tracer, inference
+from fedge.run import together
 from fedge.run.brief import Brief
+from fedge.run.evaluate import share_of
+from fedge.run.plans import menu_in
+from fedge.run.trust import trusted
 from fedge.spec import catalogue as catalogues
 from fedge.spec.federation import FederationSpec
-from fedge.spec.stage import StageSpec, exits_last
+from fedge.spec.stage import CARRIES_ON, StageSpec, exits_last
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Prepared:
-    """A federation ready to run. ``rows[device]``: indices into ``data.train``; ``own_test``: rows held out of them."""
+    """A federation ready to run. ``rows[device]``: indices into ``data.train``; ``own_test``: rows held out of them.
+
+    assumed: what a plan takes for granted, in words, where model or data are not all there.
+    """
 
     spec: FederationSpec
     raw: Raw
@@ -40,6 +54,7 @@ class Prepared:
     rows: dict[str, np.ndarray]
     own_test: dict[str, np.ndarray]
     mixes: dict[str, np.ndarray]
+    assumed: tuple[str, ...] = ()
 
     @property
     def model_order(self) -> dict[str, Any]:
@@ -58,13 +73,24 @@ class Prepared:
             "folder": str(self.spec.folder),
         }
 
+    def tests(self) -> dict[str, Rows]:
+        """What each device tests a model of its own on: its own held-out rows, or as many of the test split as the
+        file lets a test have."""
+        everyones = share_of(self.data.test, self.spec.evaluate.rows, self.spec.seed)
+        own = {name: self.data.train.take(held) for name, held in self.own_test.items()}
+        return {name: own.get(name, everyones) for name in self.rows}
+
     def largest(self) -> Rows:
         """The rows of the device that has most: what costs are traced for."""
         return self.data.train.take(max(self.rows.values(), key=len))
 
 
-def prepare(spec: FederationSpec, say: Say) -> Prepared:
-    """Read and encode the data, load the model, divide the rows. Raises ConfigError with the place in the file."""
+def prepare(spec: FederationSpec, say: Say, *, weights: bool = True) -> Prepared:
+    """Read and encode the data, load the model, divide the rows. Raises ConfigError with the place in the file.
+
+    ``weights=False``: for a plan, which needs shapes alone. A model may be a configuration then, without weights and
+    without a tokenizer; ``assumed`` says what stands in.
+    """
     data_spec, model_spec = spec.data, spec.model
     say(f"data: reading {data_spec.dataset}")
     raw = _at(
@@ -98,13 +124,32 @@ def prepare(spec: FederationSpec, say: Say) -> Prepared:
             revision=model_spec.revision,
             trust_remote_code=model_spec.trust_remote_code,
             folder=spec.folder,
+            weights=weights,
         ),
     )
+    assumed: list[str] = []
+    if not weights:
+        assumed = _assume(loaded, raw)
+        for line in assumed:
+            say(f"plan: assumed: {line}")
     shape = loaded.preprocessor or _image_shape(loaded)
     _check_length(spec, raw, loaded)
     data = _at(spec, "data", lambda: encode(raw, shape, loaded.task, data_spec.length, loaded.input_names))
     data = _at(spec, "data.public", lambda: split_public(data, data_spec.public, spec.seed))
-    return _divided(spec, raw, data, loaded)
+    return replace(_divided(spec, raw, data, loaded), assumed=tuple(assumed))
+
+
+def _assume(loaded: Loaded, raw: Raw) -> list[str]:
+    """Let fedge's own tokenizer stand in for one that isn't there; says in words what is taken for granted."""
+    found = []
+    if any(parameter.is_meta for parameter in loaded.model.parameters()):
+        count = sum(parameter.numel() for parameter in loaded.model.parameters())
+        found.append(f"{count / 1e9:.3g} billion weights of 4 bytes, by the configuration alone")
+    if found and raw.train.text is not None and loaded.preprocessor is None:
+        loaded.preprocessor = bert_tokenizer() if loaded.task.kind != "causal-lm" else gpt_tokenizer()
+        loaded.input_names = loaded.input_names or ("input_ids", "attention_mask")
+        found.append("one token a byte, since the model has no tokenizer beside it")
+    return found
 
 
 def _check_length(spec: FederationSpec, raw: Raw, loaded: Loaded) -> None:
@@ -125,7 +170,17 @@ def _divided(spec: FederationSpec, raw: Raw, data: Data, loaded: Loaded) -> Prep
     parts = _at(
         spec,
         "data.partition",
-        lambda: partition(data.labels, data.keys, len(names), how.kind, value, spec.seed, len(data.train)),
+        lambda: partition(
+            data.labels,
+            data.keys,
+            len(names),
+            how.kind,
+            value,
+            spec.seed,
+            len(data.train),
+            homes=_homes(spec, data.names),
+            at_home=how.at_home,
+        ),
     )
     rows = dict(zip(names, parts, strict=True))
     own_test: dict[str, np.ndarray] = {}
@@ -138,30 +193,39 @@ def _divided(spec: FederationSpec, raw: Raw, data: Data, loaded: Loaded) -> Prep
     return Prepared(spec, raw, data, loaded, rows, own_test, mixes)
 
 
+def _homes(spec: FederationSpec, labels: Sequence[str]) -> dict[int, list[int]]:
+    """The devices, by their place in the order of names, that hold each label that the file gives to groups."""
+    order = sorted(spec.devices, key=lambda device: device.name)
+    homes: dict[int, list[int]] = {}
+    for group, held in spec.data.partition.groups:
+        for label in held:
+            if label not in labels:
+                hint = nearest(label, labels) or f"there are {', '.join(labels)}"
+                raise ConfigError(Problem(f"groups: {group}: the data has no label '{label}'", hint=hint))
+            homes.setdefault(labels.index(label), []).extend(i for i, d in enumerate(order) if d.group == group)
+    return homes
+
+
 def briefs(prepared: Prepared, say: Say) -> list[Brief]:
-    """Every stage's brief, its menu traced on the base model's architecture."""
+    """Every stage's brief, its menu traced on the architecture that the stage before leaves."""
     spec = prepared.spec
     found = []
+    base = prepared.loaded.model
     for stage in spec.stages:
         method, variants = method_of(spec, stage, prepared.data.task.kind)
-        if method.card.final != "plain" and stage.index != len(spec.stages) - 1:
+        if method.card.final not in CARRIES_ON and stage.index != len(spec.stages) - 1:
             message, hint = exits_last(stage.method)
             raise ConfigError(spec.problem(f"stages.{stage.index}.method", message, hint=hint))
-        server = stage.server
-        optimizer = ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau)
-        codecs = _at(spec, f"stages.{stage.index}.codec", partial(chain, stage.codec))
-        setting = Setting(
-            prepared.loaded.model,
-            prepared.data.task,
-            prepared.largest(),
-            prepared.data.public,
-            optimizer,
-            chain=codecs,
-            cohort=min(stage.cohort or len(spec.devices), len(spec.devices)),
-        )
+        around = trusted(spec, stage, method, variants, len(prepared.largest()))
+        setting = setting_of(prepared, stage, base)
         told = partial(_tell, say, stage.stage)
-        menu = _at(spec, f"stages.{stage.index}.method", partial(menu_of, method, variants, setting, told))
-        _check_busy(spec, stage, menu, codecs)
+        menu = _at(
+            spec, f"stages.{stage.index}.method", partial(menu_of, around.method, around.variants, setting, told)
+        )
+        _check_busy(spec, stage, menu, setting.chain)
+        together.check(spec, stage, menu)
+        if method.card.final == "extended":
+            base = assemble(menu.method, base, "trace").model.requires_grad_(False).eval()
         found.append(
             Brief(
                 seed=spec.seed,
@@ -170,18 +234,55 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
                 key=stage.method,
                 method=menu.method,
                 variants=menu.variants,
-                menu=menu.offers,
+                menu=menu_in(spec, stage, menu.offers),
                 rounds=stage.rounds,
                 prefer=stage.prefer,
                 freely=stage.pick == "auto",
                 cohort=stage.cohort,
+                over=stage.over,
+                late=stage.late,
                 quorum=stage.quorum,
                 deadline=stage.deadline,
-                optimizer=optimizer,
-                chain=codecs,
+                optimizer=setting.optimizer,
+                chain=setting.chain,
+                sampling=around.sampling,
+                trust=around.budget,
             )
         )
     return found
+
+
+def setting_of(prepared: Prepared, stage: StageSpec, base: nn.Module) -> Setting:
+    """What a stage's costs are traced on."""
+    spec, server = prepared.spec, stage.server
+    codecs = _at(spec, f"stages.{stage.index}.codec", partial(chain, stage.codec))
+    return Setting(
+        base,
+        prepared.data.task,
+        prepared.largest(),
+        prepared.data.public,
+        ServerOptimizer(server.optimizer, server.lr, server.momentum, server.beta2, server.tau),
+        chain=codecs,
+        cohort=min(stage.cohort or len(spec.devices), len(spec.devices)),
+    )
+
+
+def rescues(prepared: Prepared, stage: StageSpec, say: Say) -> list[Offer]:
+    """Offers beyond the menu for devices that afford nothing on it: a method's leanest variant, and inference alone."""
+    setting, task = setting_of(prepared, stage, prepared.loaded.model), prepared.data.task
+    offers: list[Offer] = []
+    for key in LAST_RESORTS:
+        method = make(key)
+        if key in dict(stage.methods()) or stage.stage not in method.card.stages or task.kind not in method.card.tasks:
+            continue
+        with suppress(FedgeError):
+            say(f"plan: {stage.stage}: what a device could do that affords nothing: {key}")
+            variant = method.variants()[-1]
+            changes = difference(variant, method)
+            offers.append(Offer(len(offers), key, changes, cached(Tracer(method, setting), variant)))
+    with suppress(FedgeError):
+        offers.append(Offer(len(offers), "inference", {}, inference(setting)))
+    return offers
 
 
 def _check_busy(spec: FederationSpec, stage: StageSpec, menu: Menu, codecs: Chain) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from fedge.core.task import Task
 from fedge.emulation.wall import is_allocation_failure
 from fedge.errors import FedgeError, MethodError
 from fedge.meter.spans import SpanMeter
-from fedge.models.variant import Assembled, assemble
+from fedge.models.variant import Assembled, seated
 from fedge.plan.choose import Choice, choose
 from fedge.run.brief import Brief
-from fedge.run.states import load_state, save_state, state_file
+from fedge.run.personal import judge_own, own_file
+from fedge.run.states import load_state, save_state, secret_of, state_file
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,23 @@ class Seat:
     """One device in one stage. Its state is saved before the last answer of a conversation leaves it."""
 
     def __init__(
-        self, brief: Brief, ground: Ground, name: str, budget: Budget, rows: Rows, states: Path, meter: SpanMeter
+        self,
+        brief: Brief,
+        ground: Ground,
+        name: str,
+        budget: Budget,
+        rows: Rows,
+        states: Path,
+        meter: SpanMeter,
+        tests: Rows | None = None,
     ):
+        """``tests``: the rows on which the device tests a model of its own."""
         self.brief = brief
         self.ground = ground
         self.name = name
         self.budget = budget
         self.rows = rows
+        self.tests = tests
         self.states = states
         self.meter = meter
         self.variant: Method | None = None
@@ -86,14 +98,17 @@ class Seat:
         self.state, self.left = both.get("method", {}), both.get("codec", {})
 
     def answer(self, round: int, turn: int, data: bytearray | memoryview) -> Answer:
-        """Take one turn of the conversation of ``round``.
+        """Take one turn of the conversation of ``round``; one that lies behind the last is the test of the own model.
 
         Raises MethodError, naming the device, for what the method's code raised; an allocation that was refused
         comes through as it is.
         """
         with self.meter.span("download"):
             payload = Payload.from_bytes(data)
-        with self._blame():
+        if round >= self.brief.rounds and self.variant is not None and self.variant.personalises:
+            with self._blame("personal"), self.meter.span("test"):
+                return Answer(self._test(round, payload).to_bytes(), True, self._saved, self.meter.take())
+        with self._blame("client"):
             reply, done = self._turn(round, turn, payload)
             if not isinstance(reply, Payload):
                 raise MethodError(f"it answered by a {type(reply).__name__}, not by a Payload")
@@ -115,6 +130,16 @@ class Seat:
         self._talk = self._device = None
         if unfinished:
             self.restore(self._saved)
+
+    def _test(self, round: int, payload: Payload) -> Payload:
+        """Test the device's own model; its state stays as it is."""
+        self.end()
+        variant, device = self._open(round)
+        assert self.tests is not None
+        place = own_file(self.states, self.name, self.brief.index)
+        answer = judge_own(variant, device, payload, self.tests, self.ground.base, place)
+        self._device = None
+        return answer
 
     def _turn(self, round: int, turn: int, payload: Payload) -> tuple[Payload, bool]:
         if turn == 0:
@@ -144,7 +169,7 @@ class Seat:
             raise MethodError("asked without having picked anything")
         if self._built is None:
             with self.meter.span("build"):
-                self._built = assemble(self.variant, self.ground.base, *self.brief.seeds)
+                self._built = seated(self.variant, self.ground.base, *self.brief.seeds)
         else:
             self._built.reset()
         seeds = (*self.brief.seeds, round, self.name)
@@ -152,13 +177,14 @@ class Seat:
             self.name,
             self._built.model,
             self._built.initial,
-            self.rows,
+            self.variant.reads(self.rows),
             self.ground.task,
             self.meter,
             round=round,
             public=self.ground.public,
             state=self.state,
             seed=seeds,
+            secrets=partial(secret_of, self.states, self.name),
         )
         seed_everything(*seeds)
         return self.variant, self._device
@@ -176,14 +202,14 @@ class Seat:
         random.setstate(self._random[1])
 
     @contextmanager
-    def _blame(self) -> Iterator[None]:
+    def _blame(self, part: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             if is_allocation_failure(error) or (isinstance(error, FedgeError) and not isinstance(error, MethodError)):
                 raise
             said = error.message if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
-            raise MethodError(f"{self.name}: method '{self._key}', client: {said}") from error
+            raise MethodError(f"{self.name}: method '{self._key}', {part}: {said}") from error
 
     @property
     def _key(self) -> str:

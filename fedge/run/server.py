@@ -31,6 +31,7 @@ class StageServer:
     round: int = 0
     meter: Meter = field(default_factory=SpanMeter)
     optimizer: ServerOptimizer = field(init=False)
+    rehearsed: bool = False
 
     def __post_init__(self) -> None:
         self.optimizer = self.brief.optimizer

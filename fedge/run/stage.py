@@ -11,19 +11,24 @@ from torch import nn
 from fedge.core.rng import seed_everything
 from fedge.report.snapshot import Passing
 from fedge.run import figures
-from fedge.run.brief import Brief, budget_of
+from fedge.run.answers import Outlines
+from fedge.run.brief import Brief, changing_link, presence_of
+from fedge.run.budgets import budget_of
 from fedge.run.checkpoint import Checkpoint
-from fedge.run.coordinator import Coordinator, blame
-from fedge.run.engine import Engine, run_stage
+from fedge.run.coordinator import Coordinator
+from fedge.run.engine import Engine, run_round, run_stage
 from fedge.run.evaluate import Tested
+from fedge.run.faults import Faults
 from fedge.run.folder import RunFolder, plain
 from fedge.run.ledger import Account
-from fedge.run.prepare import Prepared
+from fedge.run.personal import accuracy, take_over, testing
+from fedge.run.prepare import Prepared, setting_of
+from fedge.run.questions import blame
 from fedge.run.server import StageServer
 from fedge.run.stash import STASH, Stash
 from fedge.run.states import forget_states
 from fedge.run.watch import Watch
-from fedge.units import format_bytes
+from fedge.units import format_bytes, format_seconds
 
 Say = Callable[[str], None]
 
@@ -59,7 +64,12 @@ class Stage:
         spec = prepared.spec
         accounts = [
             Account(
-                device.name, budget_of(device, brief.deadline), len(prepared.rows[device.name]), device.availability
+                device.name,
+                budget_of(device, brief.deadline, brief.rounds),
+                len(prepared.rows[device.name]),
+                device.availability,
+                changing_link(device),
+                presence_of(device, spec.seed),
             )
             for device in spec.devices
         ]
@@ -72,7 +82,11 @@ class Stage:
             restart=spec.emulation.restart,
             now=checkpoint.now,
             stash=Stash(folder.file(*STASH)),
+            faults=Faults(spec.faults, spec.seed, brief.index),
+            elsewhere=[device.name for device in spec.elsewhere],
+            outlines=Outlines(brief, setting_of(prepared, spec.stages[brief.index], base)) if spec.elsewhere else None,
         )
+        self.own: dict[str, dict[str, Any]] = {}
         self.fresh = not checkpoint.open
         if self.fresh:
             checkpoint.began = checkpoint.now
@@ -92,9 +106,32 @@ class Stage:
                 stopping=stopping,
                 tell=self._tell,
             )
+            self._test_own(engine)
         finally:
             self._tell()
             self.watch.enter_rounds(None)
+
+    @property
+    def paced(self) -> bool:
+        """Whether the devices are held to a real clock."""
+        return self.prepared.spec.emulation.clock == "real"
+
+    @property
+    def tests_own(self) -> bool:
+        """Whether devices have models of their own, which they test after the rounds."""
+        return self.brief.method.personalises
+
+    def _test_own(self, engine: Engine) -> None:
+        rows = {name: len(held) for name, held in self.prepared.tests().items()}
+        other = testing(self.coordinator, rows)
+        if other is None:
+            return
+        self.say(Passing(f"{self.brief.stage}: devices test their own models"))
+        run_round(other, engine, lambda: None)
+        found = take_over(self.coordinator, other)
+        self.own = {
+            name: {**one, "accuracy": accuracy(one, self.prepared.mixes.get(name))} for name, one in found.items()
+        }
 
     def close(self) -> tuple[dict[str, Any], nn.Module]:
         """The stage's record for the summary, with a line for each device, and the model that it leaves."""
@@ -105,9 +142,15 @@ class Stage:
         if accuracies:
             metrics["worst_device_accuracy"] = min(accuracies.values())
             metrics["mean_device_accuracy"] = sum(accuracies.values()) / len(accuracies)
+        own = [one["accuracy"] for one in self.own.values() if one["accuracy"] is not None]
+        if own:
+            metrics["worst_personal_accuracy"] = min(own)
+            metrics["mean_personal_accuracy"] = sum(own) / len(own)
         profiles = {device.name: device.profile for device in self.prepared.spec.devices}
-        record = figures.stage_record(brief, accounts, metrics, self.coordinator.now - self.checkpoint.began)
-        lines = figures.device_records(brief, accounts, profiles, accuracies)
+        record = figures.stage_record(
+            brief, accounts, metrics, self.coordinator.now - self.checkpoint.began, paced=self.paced
+        )
+        lines = figures.device_records(brief, accounts, profiles, accuracies, self.own, paced=self.paced)
         for line in lines:
             place = {"stage_index": brief.index, "round": None, "device": line["name"]}
             self.folder.append("metrics.jsonl", {**place, **line})
@@ -120,9 +163,13 @@ class Stage:
         done = coordinator.round
         place = {"stage": brief.stage, "stage_index": brief.index}
         record: dict[str, Any] = {**place, "round": done - 1, "virtual_s": coordinator.now}
-        for _, answered in sorted(coordinator.answered.items()):
+        if brief.trust is not None:
+            record |= {"epsilon": brief.trust.epsilon(done), "delta": brief.trust.delta}
+        for _, answered in sorted(coordinator.tally.figures.items()):
             self.folder.append("metrics.jsonl", {**record, **answered})
-        line = f"{brief.stage} round {done}/{brief.rounds}: {len(coordinator.answered)} answered"
+        line = f"{brief.stage} round {done}/{brief.rounds}: {coordinator.tally.words()}"
+        if brief.trust is not None:
+            line += f", epsilon {record['epsilon']:.3g}"
         metrics = None
         evaluate = self.prepared.spec.evaluate
         if done == brief.rounds or done % evaluate.every == 0:
@@ -184,6 +231,9 @@ def _together(picks: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+_ENDED = {"answered": "answered", "late": "answered too late", "surplus": "answered when enough others had"}
+
+
 def _line(note: dict[str, Any]) -> str | None:
     """An event as a line of progress; None for those that are only kept."""
     event = note["event"]
@@ -194,10 +244,16 @@ def _line(note: dict[str, Any]) -> str | None:
             f"{who} lost: out of memory in {note['phase']} with {note['method']}{_brackets(note['variant'])}, "
             f"peak {peak}, cap {format_bytes(note['cap'])}"
         )
+    if event == "behind":
+        return f"{who} fell behind by {format_seconds(note['behind_s'])}"
+    if event == "reconsiders":
+        return f"{who} reconsiders: {note['reason']}"
     if event == "lost":
         return f"{who} lost: {note['cause']} {note.get('detail') or ''}".rstrip()
     if event == "picked":
         return f"{who} picks {note['method']}{_brackets(note['variant'])}: {note['reason']}"
+    if event == "fault" and note["ended"] != "lost":  # a loss is told by itself
+        return f"{who}: {note['kind'].replace('_', ' ')}, and it {_ENDED[note['ended']]}"
     if event in ("left-out", "died", "abandoned", "skipped"):
         return f"{who}: {event}: {note.get('reason') or note.get('detail')}"
     return None

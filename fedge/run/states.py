@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from torch import Tensor
 
 from fedge.core.method import State
 from fedge.core.payload import Tree, pack, unpack
-from fedge.errors import MethodError
+from fedge.errors import FedgeError, MethodError, ProtocolError
 from fedge.run.folder import read_sealed, write_sealed
 
 _MARK = "$tensor"
+_SECRET = 32
 
 
 def flatten(state: State) -> tuple[Tree, str]:
@@ -47,25 +50,42 @@ def flatten(state: State) -> tuple[Tree, str]:
 
 
 def revive(tensors: Tree, text: str) -> State:
-    """The state that ``flatten`` took apart, its tensors cloned out of their buffer."""
+    """The state that ``flatten`` took apart, its tensors cloned out of their buffer.
+
+    Raises ValueError, KeyError or RecursionError for what it can't have written.
+    """
 
     def value(plain: Any) -> Any:
         if isinstance(plain, dict):
             if set(plain) == {_MARK}:
-                return tensors[plain[_MARK]].clone()
+                return tensors[str(plain[_MARK])].clone()
             return {key: value(item) for key, item in plain.items()}
         if isinstance(plain, list):
             return [value(item) for item in plain]
         return plain
 
     state = value(json.loads(text))
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise ValueError("it is not a mapping")
     return state
 
 
 def state_file(folder: Path, device: str, stage: int, saved: int) -> Path:
     """Where a device's state of a stage lies, under the number of conversations after the first that it has seen."""
     return folder / f"{device}.{stage}.{saved}.state"
+
+
+def secret_of(folder: Path, device: str) -> bytes:
+    """A device's secret: 32 bytes from the operating system, made when they are first asked for."""
+    path = folder / f"{device}.secret"
+    with suppress(FileNotFoundError):
+        if len(found := path.read_bytes()) == _SECRET:
+            return found
+    # one that was cut short by a death was never used
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(found := os.urandom(_SECRET))
+    return found
 
 
 def forget_states(folder: Path, stage: int, needed: Mapping[str, int | None]) -> None:
@@ -94,5 +114,8 @@ def load_state(path: Path) -> State:
     """Read what ``save_state`` wrote. Raises MethodError when the file is not there, FedgeError when it is damaged."""
     if not path.exists():
         raise MethodError(f"the state {path} is gone")
-    tensors, metadata = unpack(read_sealed(path))
-    return revive(tensors, metadata["state"])
+    try:
+        tensors, metadata = unpack(read_sealed(path))
+        return revive(tensors, metadata["state"])
+    except (ProtocolError, ValueError, KeyError, RecursionError) as error:
+        raise FedgeError(f"{path} is damaged: it holds no state that fedge writes ({error})") from error

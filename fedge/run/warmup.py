@@ -37,6 +37,11 @@ def warm(*, parent: bool) -> None:
         gc.freeze()
 
 
+def small_step() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A model and a batch of the warm-up, for measuring how long a step takes."""
+    return _vit(64), _images()
+
+
 def _train(model: nn.Module, batch: dict[str, torch.Tensor], adapters: bool) -> None:
     if adapters:
         model = inject(model.requires_grad_(False), rank=2, alpha=4.0)

@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,18 +22,20 @@ from typing import Any
 import torch
 
 from fedge.emulation.malloc import pin_malloc, trim
+from fedge.emulation.pace import Pacer, Turn, later
 from fedge.emulation.process import cores, die_with_parent, pin, set_affinity, set_name
 from fedge.emulation.wall import Group, is_allocation_failure, rejoin
 from fedge.errors import FedgeError, MethodError
 from fedge.meter.spans import PHASES, SpanMeter
 from fedge.run.brief import Brief
+from fedge.run.inject import Injection, Struck
 from fedge.run.places import Place
 from fedge.run.seat import Ground, Seat
 from fedge.run.warmup import UNEXPLAINED, warm
 from fedge.wire.blobs import Blob
-from fedge.wire.bus import Line
 from fedge.wire.exchange import Delivery
 from fedge.wire.frames import Kind
+from fedge.wire.line import Line
 
 #: Seconds between two signs of life.
 BEAT = 1.0
@@ -40,11 +43,15 @@ BEAT = 1.0
 
 @dataclass(frozen=True)
 class Stock:
-    """What a process inherits from the zygote: the stage, the ground, all rows, and every device's own part."""
+    """What a process inherits from the zygote: the stage, the ground, all rows, and every device's own part.
+
+    test: the rows of the test split on which devices without rows of their own for it test their own models.
+    """
 
     brief: Brief
     ground: Ground
     rows: Any
+    test: Any
     places: Mapping[str, Place]
     states: Path
 
@@ -59,10 +66,19 @@ def live(order: dict[str, Any], stock: Stock, slot: mmap, parent: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _log_to(Path(order["log"]))
     torch.set_num_threads(1)
-    line = Line(order["address"], order["host"], order["incarnation"], beat=BEAT)
+    pacer = Pacer() if order["paced"] else None
+    line = Line(
+        order["address"],
+        order["host"],
+        order["incarnation"],
+        beat=BEAT,
+        up=None if pacer is None else pacer.up,
+        down=None if pacer is None else pacer.down,
+        hurried=None if pacer is None else pacer.hurry,
+    )
     line.start()
     try:
-        return _Worker(stock, group, line, slot, bool(order["walled"])).serve()
+        return _Worker(stock, group, line, slot, bool(order["walled"]), pacer).serve()
     finally:
         line.close()
 
@@ -74,16 +90,18 @@ class _Dismissed(Exception):
 class _Worker:
     """Serves one device at a time; what an earlier one held is gone before the next is taken up."""
 
-    def __init__(self, stock: Stock, group: Group, line: Line, slot: mmap, walled: bool):
+    def __init__(self, stock: Stock, group: Group, line: Line, slot: mmap, walled: bool, pacer: Pacer | None):
         self.stock = stock
         self.group = group
         self.line = line
         self.slot = slot
         self.walled = walled
+        self.pacer = pacer
         self.seat: Seat | None = None
         self.warm = False
         self.baseline: int | None = None
         self.shared = 0
+        self.limit = 0
         self.stateful: int | None = None
         self._cores = cores()
         self._deliveries = self._receive()
@@ -112,7 +130,7 @@ class _Worker:
         elif delivery.kind is Kind.ASK:
             assert delivery.blob is not None
             self._answer(header, delivery.blob)
-        elif delivery.kind is Kind.TELL and self.seat is not None:
+        elif delivery.kind is Kind.EVENT and header.get("end") and self.seat is not None:
             self.seat.end()
 
     def _take_up(self, header: dict[str, Any]) -> None:
@@ -123,6 +141,10 @@ class _Worker:
         choice = self.seat.pick(header["banned"], header["pinned"])
         self.stateful = header["stateful"]
         self.baseline = None
+        if self.pacer is not None:
+            # what a process does once is none of the device's time, so it is done before the clock of a round runs
+            self._warm()
+            self.pacer.link = self.stock.places[device].link
         self.shared = 0 if choice.index is None else self.stock.brief.menu[choice.index].cost.shared
         if header["picks"]:
             told = asdict(choice)
@@ -143,14 +165,26 @@ class _Worker:
         os.environ.update(pin(place.pin))
         stock = self.stock
         rows = stock.rows.take(torch.from_numpy(place.rows))
-        return Seat(stock.brief, stock.ground, device, place.budget, rows, stock.states, SpanMeter(self.slot))
+        tests = stock.test if place.tests is None else stock.rows.take(torch.from_numpy(place.tests))
+        return Seat(
+            stock.brief, stock.ground, device, place.budget, rows, stock.states, SpanMeter(self.slot), tests=tests
+        )
 
     def _answer(self, header: dict[str, Any], blob: bytearray) -> None:
         assert self.seat is not None
+        begun = time.process_time()
         if self.baseline is None:
             self._wall_up(len(blob))
             self.seat.restore(self.stateful)
-        answer = self.seat.answer(header["round"], header["turn"], blob)
+        room = self._room if self.walled else None
+        injected = Injection(
+            header.get("faults", ()), self.line.weather, room, self.stock.states, paced=self.pacer is not None
+        )
+        injected.before()
+        with injected.around(blob):
+            answer = self.seat.answer(header["round"], header["turn"], blob)
+        injected.after()
+        self._judge()
         about = {
             "round": header["round"],
             "turn": header["turn"],
@@ -160,6 +194,12 @@ class _Worker:
             "peak": max(self._peak(), len(blob) + len(answer.data)),
             "noted": answer.noted,
         }
+        if self.pacer is not None and "pace" in header:
+            turn = Turn.from_json(header["pace"])
+            cpu = time.process_time() - begun
+            behind = self.pacer.hold(turn)
+            about["paced"] = {"cpu_s": cpu, "behind_s": behind}
+            about["pace"] = later(turn, behind).to_json()
         self.line.post(Kind.TELL, about, Blob(answer.data))
         if answer.done:
             gc.collect()  # what lies in cycles would fill a tight budget in some rounds
@@ -168,35 +208,52 @@ class _Worker:
     def _wall_up(self, held: int) -> None:
         """Allocate what every process allocates once, read the baseline (``held`` bytes of it are the message)."""
         assert self.seat is not None
-        if not self.warm:
-            warm(parent=False)
-            self.warm = True
+        self._warm()
         self.baseline = max(0, self.group.usage() - held)
         self.group.reset_peak()
-        limit = self.seat.budget.memory - self.shared + self.baseline + UNEXPLAINED
-        self.line.post(Kind.EVENT, {"baseline": self.baseline, "limit": limit, "shared": self.shared})
+        self.limit = self.seat.budget.memory - self.shared + self.baseline + UNEXPLAINED
+        self.line.post(Kind.EVENT, {"baseline": self.baseline, "limit": self.limit, "shared": self.shared})
         if self.walled and "device" in self.group.sides:
-            self.group.apply(limit)
+            self.group.apply(self.limit)
         for told in self._deliveries:  # nothing may be computed before the launcher's side of the wall stands
-            if told.kind is Kind.EVENT:
+            if told.kind is Kind.EVENT and told.header.get("walled"):
                 return
             if told.kind is Kind.BYE:
                 raise _Dismissed
+
+    def _warm(self) -> None:
+        if not self.warm:
+            warm(parent=False)
+            self.warm = True
 
     def _peak(self) -> int:
         """The most that the device has held, the shared weights that it would hold included."""
         return held(self.group.peak(), self.baseline or 0, self.shared)
 
+    def _room(self) -> int:
+        """Bytes that this process may still take before it is at its wall."""
+        return self.limit - self.group.usage()
+
+    def _judge(self) -> None:
+        """Raise MemoryError where the device went over its wall for a moment that no watch was in time for.
+
+        Before it answers, so that whether it answers hangs on what it held alone. A cgroup is never late.
+        """
+        if self.walled and "device" in self.group.sides and self.group.peak() > self.limit:
+            raise MemoryError(f"it held {self._peak()} bytes at its highest, more than it grants")
+
     def _fail(self, error: Exception) -> int:
         memory = is_allocation_failure(error)
         kind = "memory" if memory else "error" if isinstance(error, FedgeError) else "crash"
+        if isinstance(error, Struck):
+            kind = "fault"
         phase = PHASES[self.slot[0]]
-        if kind != "memory":
+        if kind not in ("memory", "fault"):
             traceback.print_exception(error)
         message = str(error) if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"
         told = {"kind": kind, "message": message[:4000], "phase": phase, "peak": self._peak()}
         self.line.post(Kind.FAIL, {**told, "method": isinstance(error, MethodError)})
-        return 3 if memory else 1
+        return 3 if kind in ("memory", "fault") else 1
 
 
 def held(peak: int, baseline: int, shared: int) -> int:

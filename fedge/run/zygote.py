@@ -23,6 +23,7 @@ import select
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -105,20 +106,25 @@ class Zygote:
             folder=Path(model["folder"]),
         )
         self._ground = Ground(loaded.model, loaded.task, data.public)
-        self._train = data.train
+        self._train, self._test = data.train, data.test
         self.tell("ready", of="load")
 
     def _stage(self, command: dict[str, Any]) -> None:
+        from fedge.models.halved import halves
         from fedge.models.save import restore
         from fedge.run.brief import Brief
+        from fedge.run.evaluate import share_of
         from fedge.run.places import load_places
         from fedge.run.worker import Stock
 
         brief = Brief.from_json(command["brief"])
-        restore(self._ground.base, Path(command["base"]))
-        self._ground.base.requires_grad_(False)
+        base = restore(self._ground.base, Path(command["base"])).requires_grad_(False)
+        self._ground = replace(self._ground, base=base)
+        if any(variant.keeps() == "bf16" for variant in brief.variants):
+            halves(base)  # one copy for all devices
         places = load_places(Path(command["places"]))
-        self._stock = Stock(brief, self._ground, self._train, places, Path(command["states"]))
+        states = Path(command["states"])
+        self._stock = Stock(brief, self._ground, self._train, share_of(self._test, *command["test"]), places, states)
         gc.collect()
         gc.freeze()
         self.tell("ready", of="stage")
@@ -168,9 +174,8 @@ class Zygote:
             slot.close()
 
 
-def main() -> None:
+def live(commands: int, events: int, parent: int) -> None:
     """Import and warm everything that devices need, say so, and serve."""
-    commands, events, parent = (int(word) for word in sys.argv[1:4])
     die_with_parent(parent=parent)
     set_name("fedge-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    live(*(int(word) for word in sys.argv[1:4]))

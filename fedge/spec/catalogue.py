@@ -94,6 +94,8 @@ class MethodInfo:
     family: str | None = None
     final: str | None = None
     roles: tuple[str, ...] = ()
+    #: Whether the server needs the sum of the answers alone.
+    linear: bool = False
     waives: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, OptionInfo] = field(default_factory=dict)
     nearest: str | None = None

@@ -17,10 +17,16 @@ from fedge.spec.values import SHARE_SCHEMA, Check, Section, Text, integer, key, 
 
 @dataclass(frozen=True)
 class PartitionSpec:
-    """How rows are dealt to devices: iid; dirichlet with its alpha; shards a device; by a column."""
+    """How rows are dealt to devices: iid; dirichlet with its alpha; shards a device; by a column.
+
+    groups: the labels, by name, that a group of devices holds; a label that no group names is everyone's.
+    at_home: the share of a named label's rows that these devices alone hold; the rest is dealt to all.
+    """
 
     kind: str = "iid"
     value: float | int | str | None = None
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    at_home: float = 1.0
 
 
 def _partition(given: object) -> PartitionSpec:
@@ -39,6 +45,8 @@ def _partition(given: object) -> PartitionSpec:
         raise ValueError(
             f"expected iid, {', '.join(examples.values())}, got {describe(given)}" + (f"; {close}" if close else "")
         )
+    if isinstance(given, Mapping) and "groups" in given:
+        return _in_groups(given)
     if not isinstance(given, Mapping) or len(given) != 1:
         got = f"the keys {', '.join(map(str, given))}" if isinstance(given, Mapping) and given else describe(given)
         raise ValueError(f"expected iid, {{dirichlet: 0.3}}, {{shards: 2}} or {{by: hospital}}, got {got}")
@@ -60,13 +68,55 @@ def _partition(given: object) -> PartitionSpec:
     raise ValueError(f"no partition '{kind}'; known: {', '.join(kinds)}" + (f"; {close}" if close else ""))
 
 
+def _in_groups(given: Mapping[Any, Any]) -> PartitionSpec:
+    """``{dirichlet: 0.3, groups: {pi: [cat, dog], phone: [bird]}, at_home: 60%}``; groups alone: evenly, all of it."""
+    rest = {name: value for name, value in given.items() if name not in ("groups", "at_home")}
+    spec = _partition(rest) if rest else PartitionSpec()
+    if spec.kind not in ("iid", "dirichlet"):
+        raise ValueError(f"groups go with dirichlet or stand alone, not with {spec.kind}")
+    groups = given["groups"]
+    if not isinstance(groups, Mapping) or not groups:
+        raise ValueError(f"groups: expected each group's labels, such as {{pi: [cat, dog]}}, got {describe(groups)}")
+    found = []
+    for name, labels in groups.items():
+        if not isinstance(labels, (list, tuple)) or not labels:
+            raise ValueError(f"groups: {name}: expected a list of labels, got {describe(labels)}")
+        for label in labels:
+            if isinstance(label, bool) or not isinstance(label, (str, int)):
+                raise ValueError(f"groups: {name}: expected a label's name, got {describe(label)}")
+        found.append((str(name), tuple(str(label) for label in labels)))
+    try:
+        at_home = units.parse_share(given.get("at_home", 1.0), zero=False)
+    except ValueError as error:
+        raise ValueError(f"at_home: {error}") from None
+    return PartitionSpec(spec.kind, spec.value, tuple(found), at_home)
+
+
 def _write_partition(spec: PartitionSpec) -> Any:
+    if spec.groups:
+        plain = {} if spec.value is None else {spec.kind: spec.value}
+        part = {} if spec.at_home == 1 else {"at_home": spec.at_home}
+        return {**plain, "groups": {name: list(labels) for name, labels in spec.groups}, **part}
     return spec.kind if spec.value is None else {spec.kind: spec.value}
 
 
 _PARTITION_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"const": "iid"},
+        {
+            "type": "object",
+            "properties": {
+                "dirichlet": {"type": "number", "exclusiveMinimum": 0},
+                "groups": {
+                    "type": "object",
+                    "additionalProperties": {"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 1},
+                    "minProperties": 1,
+                },
+                "at_home": SHARE_SCHEMA,
+            },
+            "required": ["groups"],
+            "additionalProperties": False,
+        },
         *(
             {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
             for name, schema in {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +13,18 @@ from pydantic import model_validator
 
 from fedge.errors import ConfigError, Problem, nearest
 from fedge.spec import shipped
+from fedge.spec.availability import Availability, PresenceSpec, presence_of
+from fedge.spec.rates import CLASSES, DEFAULT, DEFAULT_GPU, OwnRates, StackRates, load_stacks, resolve
 from fedge.spec.source import Source, beside, describe, read_yaml
+from fedge.spec.trace import TraceSpec, read_trace
 from fedge.spec.values import (
     Bitrate,
     Byterate,
     Bytes,
     Check,
+    Flag,
     Flops,
-    NonzeroShare,
+    Joules,
     Seconds,
     Section,
     Share,
@@ -28,6 +32,7 @@ from fedge.spec.values import (
     Watts,
     integer,
     key,
+    one_of,
     read,
 )
 
@@ -45,11 +50,15 @@ class LinkSpec:
     latency: float  # a round trip
     jitter: float
     loss: float
+    trace: TraceSpec | None = None  # the rates over time; down and up are then their means
 
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """One emulated device: bytes of memory, FLOP/s, bytes/s of memory traffic, watts, a link."""
+    """One emulated device: bytes of memory, FLOP/s, bytes/s of memory traffic, watts, a link.
+
+    The rates are what it sustains with ``stack``; ``rates_basis`` says how they are known (see ``StackRates``).
+    """
 
     name: str
     group: str
@@ -61,7 +70,17 @@ class DeviceSpec:
     idle_power: float
     active_power: float
     availability: float = 1.0
+    presence: PresenceSpec = field(default_factory=PresenceSpec)  # beyond that share of rounds
     pin: str | None = None
+    data_cap: int | None = None  # bytes a round, down and up
+    energy_cap: float | None = None  # joules a round
+    radio_power: float | None = None  # beyond idle; None: not known
+    battery: float | None = None  # joules a stage
+    stack: str = DEFAULT
+    per_op: float = 0.0  # seconds to dispatch an operation
+    slower: tuple[tuple[str, float], ...] = ()  # families of arithmetic, in times of a product of matrices
+    rates_basis: str = "measured"
+    remote: bool = False  # on another machine: it joins by `fedge join`
 
 
 class Power(Section):
@@ -69,6 +88,7 @@ class Power(Section):
 
     idle: Watts = key("watts while it waits")
     active: Watts = key("watts while it computes")
+    radio: Watts | None = key("watts beyond idle while it sends or receives; what computing takes, by default", None)
 
 
 class PowerChange(Section):
@@ -76,6 +96,7 @@ class PowerChange(Section):
 
     idle: Watts | None = key("watts while it waits", None)
     active: Watts | None = key("watts while it computes", None)
+    radio: Watts | None = key("watts beyond idle while it sends or receives", None)
 
 
 class Network(Section):
@@ -87,6 +108,11 @@ class Network(Section):
     latency: Seconds | None = key("time of a round trip, such as 50ms", None)
     jitter: Seconds | None = key("standard deviation of the latency", None)
     loss: Share | None = key("share of packets lost, such as 0.5%", None)
+    trace: Text | None = key(
+        "a csv of seconds and Mbit/s that the rates follow over emulated time, again and again; columns down and up, "
+        "or one for both",
+        None,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +171,8 @@ class Profile(Section):
     networks: list[Text] | None = key("other link classes it can have", None)
     power: Power = key("what the whole device draws")
     accelerator: Accelerator | None = key("its GPU, if it has one", None)
+    kind: Annotated[str, one_of(*CLASSES)] = key("its class, which stands for it where no stack was measured", "board")
+    rates: dict[str, OwnRates] | None = key("what it was measured to sustain with a stack, by the stack's name", None)
     refused: Text | None = key("why no federation can use it", None)
     basis: (
         Annotated[
@@ -171,11 +199,21 @@ class Group(Section):
     memory: Bytes | None = key("what each grants to federated work, such as 512MiB", None)
     compute: Flops | None = key("sustained fp32 rate, such as 9GFLOP/s", None)
     memory_bandwidth: Byterate | None = key("memory traffic, such as 4.8GB/s", None)
-    availability: NonzeroShare = key("share of rounds in which each can be reached, above 0", 1.0)
+    stack: Text | None = key("the software it computes with (see `fedge devices NAME`), such as pytorch", None)
+    availability: Availability = key(
+        "when each can be reached: a share of rounds, above 0, or {cycle: {on: 10h, off: 14h}} and others",
+        Availability(),
+    )
     pin: Annotated[str, Check(_pin, {"type": "string", "pattern": r"^(cpu|cuda):\d+$"})] | None = key(
         "run on this processor or accelerator of the host, such as cpu:1 or cuda:0", None
     )
-    power: PowerChange | None = key("watts, idle and active, in place of the profile's", None)
+    remote: Flag = key("on another machine: joins by `fedge join` instead of being a process of this host", False)
+    power: PowerChange | None = key("watts, idle, active and radio, in place of the profile's", None)
+    data_cap: Bytes | None = key("most that a round may send and receive, such as 5MB; no cap by default", None)
+    energy_cap: Joules | None = key("most energy that a round may take, such as 20J; no cap by default", None)
+    battery: Joules | None = key(
+        "energy that a stage may take, spread evenly over its rounds, such as 1.5Wh; mains by default", None
+    )
 
 
 @cache
@@ -259,18 +297,14 @@ def check_names(given: Mapping[str, Any], at: str, source: Source, folder: Path)
     if isinstance(profile := given.get("profile"), str):
         _profile(profile, at, source, folder)
     if isinstance(network := given.get("network"), str):
-        _link(Network(name=network), f"{at}.network", source)
+        _link(Network(name=network), f"{at}.network", source, folder)
 
 
 def _profile(name: str, at: str, source: Source, folder: Path) -> tuple[str, Profile] | None:
     try:
         word, profile = find_profile(name, folder)
     except ConfigError as error:
-        for problem in error.problems:
-            if problem.file is None:
-                source.report(f"{at}.profile", problem.message, hint=problem.hint)
-            else:
-                source.problems.append(problem)
+        source.report_of(f"{at}.profile", error)
         return None
     if profile.refused:
         source.report(f"{at}.profile", f"'{profile.name}' can't take part: {profile.refused}")
@@ -282,39 +316,91 @@ def _model_device(name: str, group: Group, at: str, source: Source, folder: Path
     found = _profile(group.profile, at, source, folder)
     link = None
     network = group.network or Network()
-    rated = network.down is not None or network.up is not None or network.latency is not None
+    rated = any(part is not None for part in (network.down, network.up, network.latency))
     if found is not None and network.name is None and not rated:
         network = network.model_copy(update={"name": found[1].network})  # loss or jitter alone refine the profile's
     if found is not None or network.name is not None:
-        link = _link(network, f"{at}.network", source)
-    if found is None or link is None:
+        link = _link(network, f"{at}.network", source, folder)
+    stack = None if found is None else _stack(group, found[1], f"{at}.stack", source)
+    presence = presence_of(group.availability, f"{at}.availability", source, folder)
+    if found is None or link is None or stack is None or presence is None:
         return None
     word, profile = found
-    # a device that runs on the host's GPU stands for one that computes on its own
-    fast = profile.accelerator if group.pin and group.pin.startswith("cuda") else None
+    fast = profile.accelerator if _on_gpu(stack, profile) else None
+    rates = rates_with(profile, stack)
     power = group.power or PowerChange()
     idle = profile.power.idle if power.idle is None else power.idle
     active = profile.power.active if power.active is None else power.active
     if idle > active:
         source.report(f"{at}.power", f"idle draws {idle:g}W, more than the {active:g}W when active")
+    if group.remote and group.pin is not None:
+        source.report(f"{at}.pin", "a remote device is on no processor of this host", hint="leave pin out")
     return {
         "group": name,
         "profile": word,
         "memory": group.memory or (fast and fast.memory) or profile.memory,
-        "flops": group.compute or (fast or profile).compute,
-        "memory_bandwidth": group.memory_bandwidth or (fast and fast.memory_bandwidth) or profile.memory_bandwidth,
+        "flops": group.compute or rates.flops,
+        "memory_bandwidth": group.memory_bandwidth or rates.memory_bandwidth,
+        "stack": stack,
+        "per_op": rates.per_op,
+        "slower": rates.slower,
+        "rates_basis": rates.basis,
         "link": link,
         "idle_power": idle,
         "active_power": active,
-        "availability": group.availability,
+        "radio_power": profile.power.radio if power.radio is None else power.radio,
+        "availability": group.availability.share,
+        "presence": presence,
         "pin": group.pin,
+        "data_cap": group.data_cap,
+        "energy_cap": group.energy_cap,
+        "battery": group.battery,
+        "remote": group.remote,
     }
 
 
-def _link(network: Network, at: str, source: Source) -> LinkSpec | None:
+def _on_gpu(stack: str, profile: Profile) -> bool:
+    known = load_stacks().get(stack)
+    return profile.accelerator is not None and known is not None and known.runs_on == "gpu"
+
+
+def stacks_of(profile: Profile) -> list[str]:
+    """The stacks that a device can run: those of its processor, and those of a GPU where it has one."""
+    there = [name for name, stack in load_stacks().items() if stack.runs_on == "cpu" or profile.accelerator]
+    return list(dict.fromkeys([*(profile.rates or {}), *there]))
+
+
+def rates_with(profile: Profile, stack: str) -> StackRates:
+    """What a device sustains with one of ``stacks_of``."""
+    own = (profile.rates or {}).get(stack)
+    fast = profile.accelerator if _on_gpu(stack, profile) else None
+    bandwidth = (fast and fast.memory_bandwidth) or profile.memory_bandwidth
+    return resolve(stack, profile.name, profile.kind, (fast or profile).compute, bandwidth, own)
+
+
+def _stack(group: Group, profile: Profile, at: str, source: Source) -> str | None:
+    """The stack of a group; a device that runs on the host's GPU stands for one that computes on its own."""
+    if group.stack is None:
+        pinned = group.pin is not None and group.pin.startswith("cuda") and profile.accelerator is not None
+        return DEFAULT_GPU if pinned else DEFAULT
+    able = stacks_of(profile)
+    if group.stack in able:
+        return group.stack
+    if group.stack in load_stacks():
+        source.report(at, f"'{group.stack}' computes on a GPU, and '{profile.name}' has none")
+        return None
+    source.report(at, f"no stack '{group.stack}'", hint=nearest(group.stack, able) or f"known: {', '.join(able)}")
+    return None
+
+
+def _link(network: Network, at: str, source: Source, folder: Path) -> LinkSpec | None:
     values: dict[str, Any] = {}
     if network.name is not None:
         known = load_links().get(network.name)
+        if known is None and network.name.lower() in ("none", "off", "offline", "no"):
+            message = "a device without a link can't take part: every question and every answer goes over it"
+            source.report(at, message, hint="leave the key out for the profile's own link, or leave the device out")
+            return None
         if known is None:
             close = nearest(network.name, load_links()) or f"known: {', '.join(load_links())}"
             if re.match(r"\d+(\.\d+)?\s*[kMG]?(bit|bps|b|B)", network.name):
@@ -325,6 +411,11 @@ def _link(network: Network, at: str, source: Source) -> LinkSpec | None:
     values |= {"jitter": values.get("jitter", 0.0), "loss": values.get("loss", 0.0)}
     given = {part: getattr(network, part) for part in ("down", "up", "latency", "jitter", "loss")}
     values |= {part: value for part, value in given.items() if value is not None}
+    trace = _trace(network, at, source, folder) if network.trace is not None else None
+    if network.trace is not None and trace is None:
+        return None
+    if trace is not None:
+        values |= {"down": trace.mean(trace.down), "up": trace.mean(trace.up), "trace": trace}
     missing = [part for part in ("down", "up", "latency") if part not in values]
     for part in missing:
         source.report(f"{at}.{part}", "this key is needed where no link class is named", hint="or give `name: wifi4`")
@@ -332,3 +423,15 @@ def _link(network: Network, at: str, source: Source) -> LinkSpec | None:
         source.report(f"{at}.loss", "a link that loses everything carries nothing", hint="say availability instead")
         return None
     return None if missing else LinkSpec(name=network.name, **values)
+
+
+def _trace(network: Network, at: str, source: Source, folder: Path) -> TraceSpec | None:
+    for part in ("down", "up"):
+        if getattr(network, part) is not None:
+            source.report(f"{at}.{part}", "the trace says the rates", hint=f"leave out {part}, or the trace")
+            return None
+    try:
+        return read_trace(beside(folder, network.trace or ""))
+    except ConfigError as error:
+        source.report_of(f"{at}.trace", error)
+        return None

@@ -14,9 +14,12 @@ from pydantic import model_validator
 from fedge import units
 from fedge.errors import ConfigError, Problem, nearest
 from fedge.spec import catalogue as catalogues
+from fedge.spec.availability import write_availability
 from fedge.spec.data import DataSpec
 from fedge.spec.device import DeviceSpec, Group, check_names, expand
+from fedge.spec.faults import FaultSpec, read_faults, write_faults
 from fedge.spec.overrides import override
+from fedge.spec.remote import RemoteSpec
 from fedge.spec.source import Source, beside, describe, read_yaml
 from fedge.spec.stage import STAGES, StageSpec, read_stages, write_stage
 from fedge.spec.values import (
@@ -31,10 +34,11 @@ from fedge.spec.values import (
     known_keys,
     one_of,
     read,
+    real,
     unknown_key,
     whole,
 )
-from fedge.spec.words import guess
+from fedge.spec.words import guess, number_meant
 
 TASKS = ("image-classification", "text-classification", "causal-lm", "masked-lm")
 # names that mean the same whatever lies beside the file; the models' and data's rooms have what they stand for
@@ -64,6 +68,14 @@ class ModelSpec(Section):
         return given
 
 
+def _slowdown(given: object) -> float | str:
+    if given == "auto":
+        return "auto"
+    if isinstance(given, str):
+        raise ValueError(f"expected auto or a number of 1 or more, got {describe(given)}{number_meant(given)}")
+    return real(given, 1.0, 10_000.0)
+
+
 def _slots(given: object) -> int | str:
     if given == "auto":
         return "auto"
@@ -77,6 +89,12 @@ class EmulationSpec(Section):
 
     clock: Annotated[str, one_of("virtual", "real")] = key(
         "virtual: full speed, time is reckoned; real: throttled, time is the wall clock's", "virtual"
+    )
+    slowdown: Annotated[
+        float | str, Check(_slowdown, {"anyOf": [{"const": "auto"}, {"type": "number", "minimum": 1}]})
+    ] = key(
+        "real clock: seconds of the wall clock for each of the devices'; auto: as few as this host can keep up with",
+        1.0,
     )
     slots: Annotated[int | str, Check(_slots, {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]})] = key(
         "device processes that compute at once", "auto"
@@ -111,9 +129,16 @@ class FederationSpec:
     emulation: EmulationSpec
     evaluate: EvaluateSpec
     stages: tuple[StageSpec, ...]
+    faults: tuple[FaultSpec, ...] = ()
+    remote: RemoteSpec = field(default_factory=RemoteSpec)
     groups: Mapping[str, Group] = field(default_factory=dict, compare=False, repr=False)
     folder: Path = field(default=Path(), compare=False)
     source: Source = field(default_factory=lambda: Source(""), compare=False, repr=False)
+
+    @property
+    def elsewhere(self) -> tuple[DeviceSpec, ...]:
+        """The devices on other machines."""
+        return tuple(device for device in self.devices if device.remote)
 
     def where(self, path: str) -> dict[str, Any]:
         """``file``, ``line``, ``column`` and ``key`` for a Problem about this dotted key."""
@@ -132,9 +157,11 @@ KEYS = {
     "model": "the foundation model",
     "data": "the data set and how it is dealt",
     "devices": "groups of devices by name",
+    "remote": "how devices on other machines join",
     "emulation": "how this host stands in for the devices",
     "evaluate": "when and on how much the model is tested",
     "stages": "what is done, in order",
+    "faults": "what happens to devices, by schedule or by chance",
 }
 
 
@@ -195,16 +222,30 @@ def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalo
     devices = expand(groups, source, folder)
     emulation = read(EmulationSpec, data.get("emulation"), "emulation", source)
     evaluate = read(EvaluateSpec, data.get("evaluate"), "evaluate", source)
+    remote = _remote(read(RemoteSpec, data.get("remote"), "remote", source), groups, folder, source)
     stages = read_stages(data.get("stages"), source, catalogue)
     model = _model_path(model, data.get("model"), folder, source)
     rows = _data_paths(rows, data.get("data"), folder, source)
     if "devices" in data and devices and len(groups) == len(data["devices"]):
         _cohorts(stages, len(devices), source)
+        if emulation is not None:
+            _clock(emulation, stages, len(devices), source)
+        for group, _ in rows.partition.groups if rows is not None else ():
+            if group not in groups:
+                hint = nearest(group, groups) or f"there are {', '.join(groups)}"
+                source.report(f"data.partition.groups.{group}", "no such group of devices", hint=hint)
+    whole_fleet = devices if isinstance(data.get("devices"), Mapping) and len(groups) == len(data["devices"]) else ()
+    every_stage = stages if isinstance(data.get("stages"), list) and len(stages) == len(data["stages"]) else ()
+    faults = read_faults(data.get("faults"), whole_fleet, every_stage, source)
+    if emulation is not None and emulation.clock == "real" and any(device.remote for device in devices):
+        hint = "clock: virtual"
+        source.report("emulation.clock", "devices on other machines take part under the virtual clock only", hint=hint)
     source.raise_problems()
     assert model is not None
     assert rows is not None
     assert emulation is not None
     assert evaluate is not None
+    assert remote is not None
     return FederationSpec(
         name=name,
         seed=seed,
@@ -214,10 +255,28 @@ def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalo
         emulation=emulation,
         evaluate=evaluate,
         stages=stages,
+        faults=faults,
+        remote=remote,
         groups=groups,
         folder=folder,
         source=source,
     )
+
+
+def _remote(remote: RemoteSpec | None, groups: Mapping[str, Group], folder: Path, source: Source) -> RemoteSpec | None:
+    if remote is None:
+        return None
+    away = [name for name, group in groups.items() if group.remote]
+    if away and remote.listen is None and "remote.listen" not in source.told:
+        hint = "remote: {listen: 'tcp://0.0.0.0:7700'}, or up --listen tcp://0.0.0.0:7700"
+        source.report(f"devices.{away[0]}.remote", "it has nowhere to join", hint=hint)
+    if not away and remote.listen is not None and groups:
+        source.report(
+            "remote.listen", "no device is remote", hint=f"devices: {{{next(iter(groups))}: {{remote: true}}}}"
+        )
+    if remote.keys is None:
+        return remote
+    return remote.model_copy(update={"keys": str(beside(folder, remote.keys))})
 
 
 def _needed(kind: type[S], name: str, data: Mapping[str, Any], source: Source) -> S | None:
@@ -335,11 +394,29 @@ def _cohorts(stages: tuple[StageSpec, ...], devices: int, source: Source) -> Non
         at = f"stages.{stage.index}"
         if stage.cohort is not None and stage.cohort > devices:
             source.report(f"{at}.cohort", f"{stage.cohort} devices are asked each round, but there are {devices}")
+        for name, value, usual in (("sampling", stage.sampling, "uniform"), ("over", stage.over, 1.0)):
+            if stage.cohort is None and value != usual:
+                source.report(f"{at}.{name}", "every device is asked each round", hint="cohort: N asks fewer")
+        if stage.late == "carry" and stage.deadline is None and stage.over == 1:
+            mend = "give a deadline, or over: 1.3 with a cohort"
+            source.report(f"{at}.late", "no answer is ever late without a deadline or over-selection", hint=mend)
         asked = min(stage.cohort or devices, devices)
         if isinstance(stage.quorum, int) and stage.quorum > asked:
             hint = f"{stage.quorum}%?" if 10 <= stage.quorum <= 100 else None
             message = f"{stage.quorum} answers are needed, but {asked} devices are asked"
             source.report(f"{at}.quorum", message, hint=hint)
+
+
+def _clock(emulation: EmulationSpec, stages: tuple[StageSpec, ...], devices: int, source: Source) -> None:
+    """What the real clock can't do with: devices that wait for a slot, or for their turn at a process."""
+    if emulation.clock != "real":
+        return
+    asked = max((stage.most_asked(devices) for stage in stages), default=0)
+    for name, least in (("slots", asked), ("processes", devices)):
+        told = getattr(emulation, name)
+        if isinstance(told, int) and told < least:
+            message = f"under the real clock {least} devices run side by side, and there is room for {told}"
+            source.report(f"emulation.{name}", message, hint=f"leave {name} out, or clock: virtual")
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -358,9 +435,11 @@ def resolved(spec: FederationSpec) -> str:
         "model": spec.model.model_dump(),
         "data": spec.data.model_dump(),
         "devices": {name: _write_group(device, spec.groups[name].count) for name, device in first.items()},
+        **({"remote": spec.remote.model_dump()} if spec.elsewhere else {}),
         "emulation": spec.emulation.model_dump(),
         "evaluate": spec.evaluate.model_dump(),
         "stages": [write_stage(stage) for stage in spec.stages],
+        **({"faults": write_faults(spec.faults)} if spec.faults else {}),
     }
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
@@ -369,8 +448,9 @@ def _write_group(device: DeviceSpec, count: int) -> dict[str, Any]:
     link = device.link
     network = {
         "name": link.name,
-        "down": units.format_bitrate(link.down, exact=True),
-        "up": units.format_bitrate(link.up, exact=True),
+        "trace": link.trace.file if link.trace else None,
+        "down": None if link.trace else units.format_bitrate(link.down, exact=True),
+        "up": None if link.trace else units.format_bitrate(link.up, exact=True),
         "latency": units.format_seconds(link.latency, exact=True),
         "jitter": units.format_seconds(link.jitter, exact=True),
         "loss": units.format_share(link.loss),
@@ -382,10 +462,16 @@ def _write_group(device: DeviceSpec, count: int) -> dict[str, Any]:
         "memory": units.format_bytes(device.memory, exact=True),
         "compute": units.format_flops(device.flops, exact=True),
         "memory_bandwidth": units.format_byterate(device.memory_bandwidth, exact=True),
-        "availability": units.format_share(device.availability),
+        "stack": device.stack,
+        "availability": write_availability(device.availability, device.presence),
         "pin": device.pin,
+        **({"remote": True} if device.remote else {}),
+        "data_cap": None if device.data_cap is None else units.format_bytes(device.data_cap, exact=True),
+        "energy_cap": None if device.energy_cap is None else units.format_joules(device.energy_cap, exact=True),
+        "battery": None if device.battery is None else units.format_joules(device.battery, exact=True),
         "power": {
             "idle": units.format_watts(device.idle_power, exact=True),
             "active": units.format_watts(device.active_power, exact=True),
+            **({} if device.radio_power is None else {"radio": units.format_watts(device.radio_power, exact=True)}),
         },
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedge.errors import ConfigError, Problem
-from fedge.spec.source import Keys, Place, Source, describe, dotted, parse_yaml
+from fedge.spec.source import Keys, Place, Source, beside, describe, dotted, parse_yaml
 
 # a short form in the file, and the key that it stands for: so that `--set model.task=…` works over `model: name`
-_SHORT: dict[Keys, str] = {("model",): "name", ("devices", "*", "network"): "name"}
+_SHORT: dict[Keys, str] = {("model",): "name", ("data",): "dataset", ("devices", "*", "network"): "name"}
 
 
 def override(source: Source, overrides: Sequence[str] | Mapping[str, object]) -> None:
@@ -35,8 +36,15 @@ def _pairs(source: Source, overrides: Sequence[str] | Mapping[str, object]) -> l
             source.problems.append(Problem(problem.message, file=label, hint=problem.hint))
             continue
         source.problems += [Problem(p.message, file=label) for p in parsed.problems]
-        pairs.append((label, path.strip(), parsed.data))
+        pairs.append((label, path.strip(), _from_here(parsed.data)))
     return pairs
+
+
+def _from_here(value: Any) -> Any:
+    """A path that begins with a dot was typed on a command line: it counts from there, not from the file's folder."""
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str(beside(Path.cwd(), value))
+    return value
 
 
 def _apply(source: Source, label: str, path: str, value: Any) -> None:

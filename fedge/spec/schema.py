@@ -8,12 +8,14 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from fedge.spec import catalogue as catalogues
+from fedge.spec import faults
 from fedge.spec.catalogue import Catalogue, CodecInfo, MethodInfo, OptionInfo
 from fedge.spec.data import DataSpec
 from fedge.spec.device import Group, LinkClass, Network, Profile, bundled_profiles, load_links
 from fedge.spec.federation import KEYS, EmulationSpec, EvaluateSpec, ModelSpec
+from fedge.spec.remote import RemoteSpec
 from fedge.spec.stage import STAGES, StageKeys
-from fedge.spec.values import Section
+from fedge.spec.values import SHARE_SCHEMA, Section
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _JSON = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
@@ -41,9 +43,20 @@ def _alone(kind: type[Section]) -> dict[str, Any]:
 
 
 def _federation(catalogue: Catalogue) -> dict[str, Any]:
-    definitions = _definitions(ModelSpec, DataSpec, EmulationSpec, EvaluateSpec, Group, Network, StageKeys)[
-        "definitions"
-    ]
+    fault_keys = {section for section, _ in faults.KINDS.values()}
+    sections: tuple[type[Section], ...] = (
+        ModelSpec,
+        DataSpec,
+        RemoteSpec,
+        EmulationSpec,
+        EvaluateSpec,
+        Group,
+        Network,
+        StageKeys,
+        *fault_keys,
+    )
+    definitions = _definitions(*sections)["definitions"]
+    fault_schema = faults.schema({section.__name__: definitions.pop(section.__name__) for section in fault_keys})
     links = {"enum": list(load_links())}
     definitions["Network"]["properties"]["name"] = {**links, "description": "a link class"}
     profiles = [name for name, profile in bundled_profiles().items() if not profile.refused]
@@ -52,6 +65,10 @@ def _federation(catalogue: Catalogue) -> dict[str, Any]:
     group["network"] = {
         "anyOf": [links, {"$ref": "#/definitions/Network"}],
         "description": Group.model_fields["network"].description,
+    }
+    group["availability"] = {
+        "anyOf": [dict(SHARE_SCHEMA), {"$ref": "#/definitions/Availability"}],
+        "description": Group.model_fields["availability"].description,
     }
     keys = definitions.pop("StageKeys")
     properties: dict[str, dict[str, Any]] = {
@@ -64,6 +81,7 @@ def _federation(catalogue: Catalogue) -> dict[str, Any]:
             "minProperties": 1,
             "additionalProperties": {"$ref": "#/definitions/Group"},
         },
+        "remote": {"$ref": "#/definitions/RemoteSpec"},
         "emulation": {"$ref": "#/definitions/EmulationSpec"},
         "evaluate": {"$ref": "#/definitions/EvaluateSpec"},
         "stages": {
@@ -71,6 +89,7 @@ def _federation(catalogue: Catalogue) -> dict[str, Any]:
             "minItems": 1,
             "items": {"anyOf": [_stage(stage, keys, catalogue) for stage in STAGES]},
         },
+        "faults": fault_schema,
     }
     return {
         "$schema": _DRAFT,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+#: Files beside the devices' profiles that hold something else: link classes, and rates of software stacks.
+TABLES = ("links", "rates")
+
 
 @cache
 def shipped(kind: str) -> Path:
@@ -16,4 +19,4 @@ def shipped(kind: str) -> Path:
 
 def names(kind: str) -> tuple[str, ...]:
     """The names of the shipped files, sorted, without their suffix."""
-    return tuple(sorted(path.stem for path in shipped(kind).glob("*.yaml") if path.stem != "links"))
+    return tuple(sorted(path.stem for path in shipped(kind).glob("*.yaml") if path.stem not in TABLES))

@@ -21,7 +21,7 @@ from fedge.spec.syntax import explain
 Keys = tuple[str | int, ...]
 
 # an alias inside an alias inside an alias … can ask for more values than a machine holds
-_MOST_VALUES = 100_000
+_MOST_VALUES = 30_000
 _DEEPEST = 100
 # the parsers go as deep as the file does, and libyaml's ends the process where the stack ends
 _SHALLOW = 5000
@@ -103,6 +103,14 @@ class Source:
     def report(self, path: str, message: str, *, hint: str | None = None) -> None:
         if not any(path == told or path.startswith(f"{told}.") for told in self.told):
             self.problems.append(self.problem(path, message, hint=hint))
+
+    def report_of(self, path: str, error: ConfigError) -> None:
+        """Take over what is wrong in a file that the key ``path`` names; what has no place there gets the key's."""
+        for problem in error.problems:
+            if problem.file is None:
+                self.report(path, problem.message, hint=problem.hint)
+            else:
+                self.problems.append(problem)
 
     def raise_problems(self) -> None:
         """Raise a ConfigError with every problem, in the order of the file; what ``--set`` brought comes last."""

@@ -15,6 +15,7 @@ from fedge.errors import nearest
 from fedge.spec.catalogue import Catalogue, MethodInfo
 from fedge.spec.codec import read_codecs, write_codecs
 from fedge.spec.source import Source, describe
+from fedge.spec.trust import AggregateSpec, PrivacySpec, SecureSpec, check_trust
 from fedge.spec.values import (
     SHARE_SCHEMA,
     Check,
@@ -24,19 +25,21 @@ from fedge.spec.values import (
     integer,
     key,
     known_keys,
+    not_one_of,
     number,
     one_of,
     read,
+    unknown_key,
     whole,
 )
 from fedge.spec.words import guess
 
 STAGES = ("train", "customize", "deploy")
 PREFER = ("quality", "time", "bytes", "energy")
-OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+SAMPLING = ("uniform", "availability", "rows", "oort")
+LATE = ("drop", "carry")
+OPTIMIZERS = ("fedavg", "fedavgm", "nesterov", "fedadam", "fedyogi", "fedadagrad")
 _ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
-# keys of the contract that a later version fills
-_NOT_YET = {"privacy": "privacy mechanisms"}
 
 Options = dict[str, Any]
 
@@ -80,6 +83,34 @@ class ExportSpec(Section):
     ] = key("number formats of the exported models", ("fp32",))
 
 
+def _prefer(given: object) -> Any:
+    if not isinstance(given, Mapping):
+        if isinstance(given, str) and given in PREFER:
+            return given
+        raise ValueError(
+            not_one_of(given, PREFER) + ("" if isinstance(given, str) else "; or weights, {quality: 1, bytes: 0.5}")
+        )
+    if not given:
+        raise ValueError("no weights; such as {quality: 1, bytes: 0.5}")
+    for goal, weight in given.items():
+        if goal not in PREFER:
+            raise ValueError(f"no such goal: {not_one_of(goal, PREFER)}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1e6:
+            raise ValueError(f"{goal}: a weight is a number from 0 on, got {describe(weight)}")
+    if not any(given.values()):
+        raise ValueError("all weights are zero")
+    return {goal: float(weight) for goal, weight in given.items()}
+
+
+_WEIGHTS = {name: {"type": "number", "minimum": 0} for name in PREFER}
+_PREFER_SCHEMA = {
+    "anyOf": [
+        {"enum": list(PREFER)},
+        {"type": "object", "properties": _WEIGHTS, "additionalProperties": False, "minProperties": 1},
+    ]
+}
+
+
 def _quorum(given: object) -> int | float:
     if isinstance(given, int) and not isinstance(given, bool):
         return whole(given, least=0)
@@ -97,13 +128,29 @@ class StageKeys(Section):
     candidates: Annotated[Any, Check(lambda given: given, {"type": "array", "minItems": 1})] = key(
         "for auto: the methods on offer, plain or as {lora: {rank: 4}}", None
     )
-    prefer: Annotated[str, one_of(*PREFER)] = key("for auto: what a device looks for among those it affords", "quality")
+    prefer: Annotated[Any, Check(_prefer, _PREFER_SCHEMA)] = key(
+        "for auto: what a device looks for among those it affords: one, or weights as {quality: 1, bytes: 0.5}",
+        "quality",
+    )
+    learned: Text | None = key(
+        "for prefer: what methods were measured to be worth, a file that `fedge compare --learn` wrote", None
+    )
     pick: Annotated[str, one_of("auto", "richest")] = key(
         "auto: a device takes the best variant that fits; richest: it takes the largest and the memory wall decides",
         "auto",
     )
     rounds: Annotated[int, integer(1, 1_000_000)] = key("rounds to run", 1)
     cohort: Annotated[int, integer(1, 100_000)] | None = key("devices asked each round; all by default", None)
+    sampling: Annotated[str, one_of(*SAMPLING)] = key(
+        "how the cohort is drawn: by chance; the rarely available likelier; by rows; oort: by loss, rows and speed",
+        "uniform",
+    )
+    over: Annotated[float, number(1, 10)] = key(
+        "over-selection: so many times the cohort is asked, and the first answers count, such as 1.3", 1.0
+    )
+    late: Annotated[str, one_of(*LATE)] = key(
+        "what becomes of answers after the deadline, or beyond the cohort's: dropped, or used in a later round", "drop"
+    )
     quorum: Annotated[
         float,
         Check(_quorum, {"anyOf": [{"type": "integer", "minimum": 0}, *SHARE_SCHEMA["anyOf"]]}, _write_quorum),
@@ -113,6 +160,11 @@ class StageKeys(Section):
     codec: Annotated[Any, Check(lambda given: given, {"type": "array"})] = key(
         "how answers are made smaller, in order (see `fedge codecs`), such as [topk: 0.1, int8]", None
     )
+    privacy: PrivacySpec | None = key("differential privacy, such as {epsilon: 8, delta: 1e-5, clip: 1.0}", None)
+    secure_aggregation: SecureSpec | None = key(
+        "sum the answers under masks, so that the server sees none of them, such as {threshold: 60%}", None
+    )
+    aggregate: AggregateSpec | None = key("what stands in for the mean where devices may be hostile", None)
     export: ExportSpec | None = key("for deploy: what to export", None)
 
 
@@ -126,20 +178,31 @@ class StageSpec:
     index: int
     method: str
     candidates: tuple[tuple[str, Options], ...] = ()
-    prefer: str = "quality"
+    prefer: str | Mapping[str, float] = "quality"
+    learned: str | None = None
     pick: str = "auto"
     rounds: int = 1
     cohort: int | None = None
+    sampling: str = "uniform"
+    over: float = 1.0
+    late: str = "drop"
     quorum: float = 0
     deadline: float | None = None
     server: ServerSpec = field(default_factory=ServerSpec)
     codec: tuple[tuple[str, Options], ...] = ()
+    privacy: PrivacySpec | None = None
+    secure_aggregation: SecureSpec | None = None
+    aggregate: AggregateSpec | None = None
     export: ExportSpec | None = None
     options: Options = field(default_factory=dict)
 
     def methods(self) -> tuple[tuple[str, Options], ...]:
         """Every method that a device may run here, with its options: the candidates, or the one method."""
         return self.candidates or ((self.method, self.options),)
+
+    def most_asked(self, devices: int) -> int:
+        """How many of so many devices a round asks at most."""
+        return devices if self.cohort is None else min(devices, math.ceil(self.cohort * self.over - 1e-9))
 
     def needed(self, asked: int) -> int:
         """How many answers a round needs when ``asked`` devices were asked; at least one."""
@@ -154,7 +217,7 @@ def stage_keys() -> list[str]:
 
 def reserved_keys() -> set[str]:
     """What no method may call a field of its own."""
-    return {*stage_keys(), *_NOT_YET}
+    return set(stage_keys())
 
 
 def read_stages(given: object, source: Source, catalogue: Catalogue) -> tuple[StageSpec, ...]:
@@ -198,6 +261,10 @@ def _read_stage(item: object, index: int, source: Source, catalogue: Catalogue) 
     return _Reader(word, index, at, source, catalogue).read(dict(body or {}))
 
 
+#: What a method may leave (``card.final``) for a further stage to build on.
+CARRIES_ON = frozenset({"plain", "extended"})
+
+
 def exits_last(word: str) -> tuple[str, str]:
     """What to say of a method whose model has exits in a stage that isn't the last: the message, and a hint."""
     message = f"'{word}' leaves a model with exits, on which no further stage can build"
@@ -207,7 +274,7 @@ def exits_last(word: str) -> tuple[str, str]:
 def _check_order(stages: Sequence[StageSpec], count: int, source: Source, catalogue: Catalogue) -> None:
     for stage in stages:
         finals = {info.final for name, _ in stage.methods() if (info := catalogue.find(name)) is not None}
-        if stage.index < count - 1 and finals - {"plain", None}:
+        if stage.index < count - 1 and finals - {*CARRIES_ON, None}:
             message, hint = exits_last(stage.method)
             source.report(f"stages.{stage.index}.method", message, hint=hint)
 
@@ -236,10 +303,6 @@ class _Reader:
 
     def read(self, body: dict[str, Any]) -> StageSpec | None:
         before = len(self.source.problems)
-        for name, what in _NOT_YET.items():
-            if name in body:
-                del body[name]
-                self.source.report(f"{self.at}.{name}", f"{what} are not built yet", hint="leave the key out")
         own = stage_keys()
         rest = {name: value for name, value in body.items() if name not in own}
         if isinstance(body.get("method"), list):
@@ -252,6 +315,9 @@ class _Reader:
         keys = read(StageKeys, {name: value for name, value in body.items() if name in own}, self.at, self.source)
         method = keys.method if keys else body.get("method")
         if not isinstance(method, str):
+            if len(self.source.problems) == before:  # what is missing may be here under a wrong name
+                for name, value in rest.items():
+                    unknown_key(f"{self.at}.{name}", value, list(own), self.source)
             return None
         if method == "auto":
             return self._auto(keys, body.get("candidates"), rest, before)
@@ -390,6 +456,9 @@ class _Reader:
             return None
         before = len(self.source.problems)
         codec = read_codecs(keys.codec, f"{self.at}.codec", self.source, self.catalogue)
+        offered = [name for name, _ in candidates] or [method]
+        infos = [(name, self.catalogue.find(name)) for name in offered]
+        check_trust(keys, infos, keys.codec, self.at, self.source)
         if len(self.source.problems) > before:
             return None
         return StageSpec(
@@ -398,13 +467,20 @@ class _Reader:
             method=method,
             candidates=candidates,
             prefer=keys.prefer,
+            learned=keys.learned,
             pick=keys.pick,
             rounds=keys.rounds,
             cohort=keys.cohort,
+            sampling=keys.sampling,
+            over=keys.over,
+            late=keys.late,
             quorum=keys.quorum,
             deadline=keys.deadline,
             server=keys.server,
             codec=codec,
+            privacy=keys.privacy,
+            secure_aggregation=keys.secure_aggregation,
+            aggregate=keys.aggregate,
             export=export,
             options=options,
         )
@@ -419,12 +495,22 @@ def write_stage(stage: StageSpec) -> dict[str, Any]:
     body: dict[str, Any] = {"method": stage.method}
     if stage.candidates:
         body["candidates"] = [{name: _plain(options)} if options else name for name, options in stage.candidates]
-    body |= {"prefer": stage.prefer, "pick": stage.pick, "rounds": stage.rounds, "cohort": stage.cohort}
+    body |= {
+        "prefer": _plain(stage.prefer),
+        "learned": stage.learned,
+        "pick": stage.pick,
+        "rounds": stage.rounds,
+        "cohort": stage.cohort,
+    }
+    body |= {"sampling": stage.sampling, "over": stage.over, "late": stage.late}
     body["quorum"] = _write_quorum(stage.quorum)
     body["deadline"] = None if stage.deadline is None else units.format_seconds(stage.deadline, exact=True)
     body["server"] = stage.server.model_dump()
     if stage.codec:
         body["codec"] = write_codecs(stage.codec)
+    for name in ("privacy", "secure_aggregation", "aggregate"):
+        if (section := getattr(stage, name)) is not None:
+            body[name] = section.model_dump()
     if stage.export is not None:
         body["export"] = stage.export.model_dump()
     return {stage.stage: body | _plain(stage.options)}

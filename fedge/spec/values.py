@@ -92,6 +92,7 @@ Seconds = Annotated[float, quantity(units.parse_seconds, units.format_seconds, "
 Timeout = Annotated[float, quantity(_nonzero_seconds, units.format_seconds, "90s", "2min")]
 Flops = Annotated[float, quantity(units.parse_flops, units.format_flops, "9GFLOP/s")]
 Watts = Annotated[float, quantity(units.parse_watts, units.format_watts, "6W")]
+Joules = Annotated[float, quantity(units.parse_joules, units.format_joules, "20J", "1.5Wh")]
 Share = Annotated[float, Check(units.parse_share, SHARE_SCHEMA, units.format_share)]
 NonzeroShare = Annotated[float, Check(_nonzero_share, SHARE_SCHEMA, units.format_share)]
 Text = Annotated[str, Check(_word, {"type": "string", "minLength": 1})]

@@ -36,6 +36,19 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True)
+class Trail:
+    """Undisturbed rounds, beside which several properties hold disturbed ones.
+
+    driven: where they ended. states: the bits of the server's state after each. taken_up: the federation as other
+    processes would take it up after the first round.
+    """
+
+    driven: Driven
+    states: tuple[bytes, ...]
+    taken_up: Driven
+
+
+@dataclass(frozen=True)
 class Case:
     """``method`` with few steps and small batches, on ``tiny``."""
 
@@ -72,6 +85,15 @@ class Case:
     def plain(self) -> Driven:
         """Two rounds of devices that all run the richest variant; to be looked at, not continued."""
         return self.start().go(2)
+
+    @cached_property
+    def trail(self) -> Trail:
+        """Three rounds of devices that run ``mixed``; to be looked at, not continued."""
+        driven = self.start(self.mixed).go(1)
+        states, taken_up = [bits(driven.state)], driven.again()
+        for _ in range(2):
+            states.append(bits(driven.go(1).state))
+        return Trail(driven, tuple(states), taken_up)
 
     @cached_property
     def mixed(self) -> list[Method]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, State, Talk
+from fedge.core.method import Abandon, Ask, Device, Meter, Method, Replies, Rows, State, Talk
 from fedge.core.payload import Payload, pack, unpack
 from fedge.core.rng import generator, seed_everything
 from fedge.core.server import ServerOptimizer
@@ -20,7 +20,7 @@ from fedge.errors import MethodError
 from fedge.meter.spans import NullMeter
 from fedge.methods.make import describe
 from fedge.methods.make import revive as revive_method
-from fedge.models.variant import Assembled, assemble, duplicate
+from fedge.models.variant import Assembled, assemble, duplicate, seated
 from fedge.run.states import flatten, revive
 
 #: Says, for a round, a turn and the devices whose answers are under way, in which order these arrive.
@@ -46,6 +46,7 @@ class Bench:
     waiting: frozenset[str] = frozenset()
     round: int = 0
     meter: Meter = field(default_factory=NullMeter)
+    rehearsed: bool = False
 
     def base(self) -> nn.Module:
         return self.stage_base
@@ -66,7 +67,7 @@ class Driven:
 
     sent: every answer, as the server read it. hurried: a turn wanted fewer answers than were under way, so that the
     order of arrival had a say. late: answers that a later turn takes, with the round of their question. turns: those
-    after which a round is taken to have no end.
+    after which a round is taken to have no end. rows: each device's, of which its variant may see less.
     """
 
     server: Bench
@@ -79,6 +80,7 @@ class Driven:
     hurried: bool = False
     late: dict[str, tuple[int, Payload]] = field(default_factory=dict)
     turns: int = TURNS
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
     def go(
         self,
@@ -114,7 +116,7 @@ class Driven:
         server = self.server
         variants = {name: other(variant) for name, variant in server.variants.items()}
         fresh = replace(server, method=other(server.method), variants=variants)
-        driven = _driven(fresh, {name: device.data for name, device in self.devices.items()})
+        driven = _driven(fresh, self.rows)
         driven.state = saved(self.state)
         for name, device in self.devices.items():
             driven.devices[name].state = saved(device.state)
@@ -126,6 +128,15 @@ class Driven:
     def final(self) -> nn.Module:
         """The model that the stage leaves."""
         return self.server.method.final(self.server, self.state)
+
+    def personal(self, device: str) -> nn.Module | None:
+        """A device's own model after the present state, as the device would test it; None where it has none."""
+        server, mine = self.server, self.devices[device]
+        self.built[device].reset()
+        down = Payload.from_bytes(server.method.down(server, self.state, device).to_bytes())
+        mine.round, mine.seed = len(self.sent), (*server.seed, len(self.sent), device)
+        seed_everything(*mine.seed)
+        return server.variants[device].personal(mine, down)
 
     def synced(self, device: str) -> nn.Module:
         """A device's model as it is once it has downloaded the present state (for methods that tune tensors)."""
@@ -187,9 +198,10 @@ def saved(state: State) -> State:
 
 
 def _driven(server: Bench, rows: Mapping[str, Rows]) -> Driven:
-    built = {device: assemble(variant, server.base(), *server.seed) for device, variant in server.variants.items()}
-    devices = {name: _device(server, name, built[name], rows[name]) for name in rows}
-    return Driven(server, {}, devices, built)
+    built = {device: seated(variant, server.base(), *server.seed) for device, variant in server.variants.items()}
+    read = {name: server.variants[name].reads(own) for name, own in rows.items()}
+    devices = {name: _device(server, name, built[name], read[name]) for name in rows}
+    return Driven(server, {}, devices, built, rows=dict(rows))
 
 
 def _device(server: Bench, name: str, built: Assembled, rows: Rows) -> Device:
@@ -216,6 +228,8 @@ class _Round:
                 replies = self._turn(next(turns) if replies is None else turns.send(replies), turn)
         except StopIteration as stop:
             self.driven.state = stop.value
+            return
+        except Abandon:
             return
         raise MethodError(f"round {self.number} did not end within {self.driven.turns} turns")
 
@@ -254,8 +268,10 @@ class _Round:
         """The answer of a new process, which is told all that the one before it had been told in this round."""
         driven = self.driven
         self.talks.pop(name, None)
-        built = driven.built[name] = assemble(driven.server.variants[name], driven.server.base(), *driven.server.seed)
-        driven.devices[name] = _device(driven.server, name, built, driven.devices[name].data)
+        built = driven.built[name] = seated(driven.server.variants[name], driven.server.base(), *driven.server.seed)
+        before = driven.devices[name]
+        driven.devices[name] = _device(driven.server, name, built, before.data)
+        driven.devices[name].secrets = before.secrets
         driven.devices[name].state = self.before[name]
         return [self._spoken(name, data) for data in self.received[name]][-1]
 

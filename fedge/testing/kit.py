@@ -38,6 +38,7 @@ PROPERTIES: Mapping[str, Property] = MappingProxyType(
         "linear": rounds.linear,
         "roles": leaving.roles,
         "raw": leaving.raw,
+        "personal": leaving.personal,
         "bytes": leaving.bytes_predicted,
         "export": leaving.export,
     }

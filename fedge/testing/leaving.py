@@ -18,15 +18,16 @@ from fedge.core.task import TASKS
 from fedge.errors import FedgeError
 from fedge.methods.generate import options_of
 from fedge.plan.rehearsal import Setting, repeated
-from fedge.plan.trace import measure, trace
+from fedge.plan.trace import REPEATS, measure, trace
 from fedge.spec.stage import STAGES
-from fedge.testing.case import Broken, Case
+from fedge.testing.case import Broken, Case, bits
 
 #: What a payload's JSON may take; it is for small facts.
 META_BYTES = 4096
 FAMILIES = ("tensors", "own")
-FINALS = ("plain", "exits", "own")
+FINALS = ("plain", "extended", "exits", "own")
 CLAIMS = ("alone",)
+JUDGED = ("logits", "neighbours")
 #: Properties that a method may waive, with a reason: the rest are what resume, replay and reports rest on.
 WAIVABLE = ("still", "absent", "bytes")
 #: Numbers of a row that are enough to know it by.
@@ -66,6 +67,35 @@ def raw(case: Case) -> str | None:
     return None
 
 
+def personal(case: Case) -> str | None:
+    """A device's own model has the structure of the common one; taking it changes nothing and comes out the same."""
+    if not case.method.personalises:
+        return "not claimed (personal)"
+    driven = case.trail.driven.again()
+    common = driven.final()
+    for name, device in driven.devices.items():
+        before = bits(device.state)
+        model = driven.personal(name)
+        if model is None:
+            continue
+        if type(model) is not type(common) or model.state_dict().keys() != common.state_dict().keys():
+            raise Broken(
+                f"device {name}'s own model is a {type(model).__name__} that is not of the structure of 'final''s",
+                "Merge adapters in 'personal'; a run keeps what differs from the common model, by name.",
+            )
+        if bits(device.state) != before:
+            raise Broken(f"taking device {name}'s own model changes its state", "'personal' reads dev.state alone.")
+        first = case.logits(driven, model)
+        if not bool(torch.isfinite(first).all()):
+            raise Broken(f"device {name}'s own model gives numbers that are not finite", "Look at its training.")
+        if not torch.equal(first, case.logits(driven, driven.personal(name))):
+            raise Broken(
+                f"device {name}'s own model comes out differently a second time",
+                "'personal' reads its arguments and draws from dev.generator(purpose) or torch's global state alone.",
+            )
+    return None
+
+
 def bytes_predicted(case: Case) -> str | None:
     """The planner predicts a round's bytes up and down to the byte."""
     rows = case.tiny.rows(9, "b")
@@ -74,7 +104,8 @@ def bytes_predicted(case: Case) -> str | None:
     for at, variant in enumerate(case.variants):
         method, few = case.method, variant
         if turns == 1:  # steps change no byte then, and one is traced sooner than two
-            method, few = repeated(method, {"steps": 1, "digest": 1}), repeated(variant, {"steps": 1, "digest": 1})
+            once = dict.fromkeys(REPEATS, 1)
+            method, few = repeated(method, once), repeated(variant, once)
         try:
             cost = (measure if at else trace)(method, few, setting)
         except FedgeError as error:
@@ -101,8 +132,13 @@ def _counted(case: Case, method: Method, variant: Method) -> tuple[int, int]:
     driven = case.start([others[0], variant, *others[1:]], method=method)
     phases = method.phases()
     steady = [first if first + 1 in phases else first + 1 for first in phases]
-    driven.go(max(steady) + 1)
-    asked = [n for n in steady if "b" in driven.up[n]] or list(phases)  # who is asked once is asked at first
+    # from the second round on its answer comes first, so that a method that doesn't wait for all asks it again soon
+    order = lambda round, turn, names: sorted(names, key=lambda name: round > 0 and name != "b")  # noqa: E731
+    driven.go(max(steady), order=order)
+    late = "b" in driven.late  # then what comes first next is its old answer, and the round after asks it again
+    driven.go(1 + late, order=order)
+    asked = [n + late for n in steady if "b" in driven.up[n + late]]
+    asked = asked or list(phases)  # who is asked once is asked at first
     return max(driven.up[n].get("b", 0) for n in asked), max(driven.down[n].get("b", 0) for n in asked)
 
 
@@ -112,7 +148,7 @@ def export(case: Case) -> str | None:
     from fedge.export.full import export_model
 
     kind = case.method.card.final
-    if kind not in ("plain", "exits"):
+    if kind == "own":
         return "not claimed (card.final)"
     driven = case.plain
     final = driven.final().eval()
@@ -144,6 +180,7 @@ def card(case: Case) -> str | None:
     wrong += _unknown("stages", about.stages, STAGES) + _unknown("tasks", about.tasks, TASKS)
     wrong += _unknown("roles", about.roles, ROLES) + _unknown("claims", about.claims, CLAIMS)
     wrong += _unknown("family", (about.family,), FAMILIES) + _unknown("final", (about.final,), FINALS)
+    wrong += _unknown("judged", (about.judged,), JUDGED)
     wrong += _unknown("waives", [name for name, _ in about.waives], WAIVABLE)
     wrong += [f"card.waives gives no reason for '{name}'" for name, why in about.waives if not why.strip()]
     if about.path.split("/")[0] not in (*STAGES, "combine"):

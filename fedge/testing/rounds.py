@@ -19,6 +19,7 @@ from fedge.errors import FedgeError
 from fedge.methods.make import describe, revive
 from fedge.models.names import tensors, trainable
 from fedge.models.variant import assemble
+from fedge.plan.trace import REPEATS
 from fedge.testing.case import Broken, Case, apart, bits, finite, idle
 from fedge.testing.driver import Driven, Order
 
@@ -59,7 +60,7 @@ def still(case: Case) -> str | None:
     method = idle(case.method)
     variants = [idle(variant) for variant in case.mixed]
     if method is None or None in variants:
-        return "no field counts repetitions ('steps', 'digest')"
+        return f"no field counts repetitions ({', '.join(REPEATS)})"
     driven = case.start([variant for variant in variants if variant], method=method)
     before = case.logits(driven)
     if method.card.final == "plain":
@@ -74,7 +75,7 @@ def still(case: Case) -> str | None:
         raise Broken(
             f"after two rounds of zero local steps the model's logits differ by {gap:.3g}",
             "'client' must send no change when it took no step, and 'update' must add nothing of its own; a field "
-            "that counts repetitions is called 'steps' or 'digest'.",
+            f"that counts repetitions is called {' or '.join(REPEATS)}.",
         )
     return None
 
@@ -132,15 +133,15 @@ def variants(case: Case) -> str | None:
 
 def order(case: Case) -> str | None:
     """The order in which devices compute and answers arrive changes no bit."""
-    plain = case.start(case.mixed).go(3)
+    plain = case.trail
 
     def turned(round: int, turn: int, names: Sequence[str]) -> Sequence[str]:
         shift = (round + turn) % max(1, len(names))
         return [*reversed(names[shift:]), *reversed(names[:shift])]
 
-    other: Order | None = None if plain.hurried else turned
+    other: Order | None = None if plain.driven.hurried else turned
     shuffled = case.start(case.mixed).go(3, order=other, computed=turned)
-    if bits(plain.state) != bits(shuffled.state):
+    if plain.states[-1] != bits(shuffled.state):
         raise Broken(
             "the state's bits depend on the order in which devices compute or answer",
             "'client' draws from dev.generator(purpose) or torch's global state alone and shares nothing with other "
@@ -205,21 +206,20 @@ def absent(case: Case) -> str | None:
 
 def resume(case: Case) -> str | None:
     """Saved, loaded and continued is continued; states are tensors and JSON values."""
-    plain = case.start(case.mixed).go(1)
     try:
-        resumed = plain.again().go(2)
+        trail = case.trail
+        resumed = trail.taken_up.again().go(2)
     except FedgeError as error:
         raise Broken(
             f"a state can't be saved: {error}", "States are nested dicts of tensors and JSON scalars."
         ) from error
-    plain.go(2)
-    if bits(plain.state) != bits(resumed.state):
+    if trail.states[-1] != bits(resumed.state):
         raise Broken(
             "going on from a saved state ends in other bits than going on at once",
             "Whatever must survive a round lies in the state that 'update' returns, or in dev.state; nothing on the "
             "method, on dev.model, or in module variables.",
         )
-    for name, device in plain.devices.items():
+    for name, device in trail.driven.devices.items():
         if bits(device.state) != bits(resumed.devices[name].state):
             raise Broken(f"device {name}'s own state ends in other bits after a resume", "See above.")
     return None
@@ -227,11 +227,12 @@ def resume(case: Case) -> str | None:
 
 def replaced(case: Case) -> str | None:
     """A device whose process dies at any turn and is told again gives the same bits."""
-    plain = case.start(case.mixed).go(2)
-    turns = max(len(payloads) for payloads in plain.sent[1].values()) if plain.sent[1] else 1
+    plain = case.trail
+    sent = plain.driven.sent[1]
+    turns = max(len(payloads) for payloads in sent.values()) if sent else 1
     for turn in sorted({0, turns - 1}):
         other = case.start(case.mixed).go(2, replaced={(1, turn): ["a", "b"]})
-        if bits(plain.state) != bits(other.state):
+        if plain.states[1] != bits(other.state):
             raise Broken(
                 f"a device whose process was replaced at turn {turn} answers otherwise than before",
                 "'client' reads its arguments and dev.state alone, and dev.model at a round's start is a function of "

@@ -2,22 +2,26 @@
 
 A connection's identity is ``device.incarnation``. A device that comes back does so under a higher incarnation, with a
 HELLO first; what an older one still sends is ignored and counted. A breach ends the incarnation that committed it and
-comes out as an event: the others go on.
+comes out as an event, and the device is told why: the others go on. Where peers are authenticated, ``take`` is told
+whose key a message came under, and that device is the only one that it can be from.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any, TypeAlias
 
 from fedge.errors import ProtocolError
 from fedge.wire.blobs import LIMIT, WINDOW, Blob
-from fedge.wire.frames import Buffer, Kind
+from fedge.wire.frames import Buffer, Kind, Message, encode
 from fedge.wire.session import FROM_DEVICE, Counts, Session
 
 REMEMBERED = 4096  # identities that broke the protocol before they said HELLO
+BURST = 1000  # messages, chunks apart, that a rate leaves a device to send at once
 
 _IDENTITY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.:@-]{0,199})\.(0|[1-9][0-9]{0,17})")
 
@@ -59,6 +63,8 @@ class _Peer:
     incarnation: int
     identity: bytes
     session: Session
+    left: float = BURST
+    heard: float = 0.0
 
 
 def identify(device: str, incarnation: int) -> bytes:
@@ -78,10 +84,21 @@ def identified(identity: bytes) -> tuple[str, int] | None:
 class Exchange:
     """Takes frames from any peer and returns events; holds what is to be sent to each."""
 
-    def __init__(self, *, limit: int = LIMIT, window: int = WINDOW):
-        """``limit``: bytes of a blob that a device may send; ``window``: bytes that may be under way from each."""
-        self._limit = limit
+    def __init__(
+        self,
+        *,
+        limit: int = LIMIT,
+        window: int = WINDOW,
+        rate: float | None = None,
+        clock: Callable[[], float] = monotonic,
+    ):
+        """``limit``: bytes of a blob that a device may send; ``window``: bytes that may be under way from each;
+        ``rate``: messages a second, chunks apart, that each may send for long (None: any number)."""
+        self.limit = limit
         self._window = window
+        self._rate = rate
+        self._clock = clock
+        self._parting: deque[tuple[bytes, list[Buffer]]] = deque()
         self._peers: dict[str, _Peer] = {}
         self._latest: dict[str, int] = {}
         self._counts: dict[str, Counts] = {}
@@ -113,12 +130,17 @@ class Exchange:
         peer.session.post(kind, header, blob)
         self._busy[device] = None
 
-    def take(self, identity: bytes, frames: Sequence[Buffer]) -> list[Event]:
-        """Take what a peer sent. Never raises for anything that a peer can send."""
+    def take(self, identity: bytes, frames: Sequence[Buffer], owner: str | None = None) -> list[Event]:
+        """Take what a peer sent. Never raises for anything that a peer can send.
+
+        ``owner``: the device whose key it came under, '' for a key that was revoked; None where there are no keys.
+        """
         named = identified(identity)
         if identity in self._shunned:
-            self._ignore(named)
+            self._ignore(named if owner is None else (owner, 0))
             return []
+        if owner is not None and (named is None or named[0] != owner):
+            return self._foreign(identity, named, owner)
         if named is None:
             name = identity[:32].hex()
             return [self._shun(identity, name, None, ProtocolError(f"peer {name} has no device's identity"))]
@@ -130,19 +152,31 @@ class Exchange:
                 return []
             return self._meet(identity, device, incarnation, frames)
         try:
+            self._pass(peer, frames)
             parcel = peer.session.take(frames)
             if parcel is not None and parcel.kind is Kind.HELLO:
                 raise ProtocolError("HELLO came twice")
         except ProtocolError as error:
-            self.forget(device)
+            peer.session.counts.refused += 1
+            self.dismiss(device, error.message)
             return [Breach(device, incarnation, ProtocolError(error.message, device=device))]
         self._busy[device] = None
         if parcel is None:
             return []
         return [Delivery(device, incarnation, parcel.kind, parcel.header, parcel.blob)]
 
+    def dismiss(self, device: str, why: str) -> None:
+        """Tell a device by a FAIL that it is dropped and why, before anything that waits for it; then forget it."""
+        peer = self._peers.get(device)
+        if peer is not None:
+            frames = encode(Message(Kind.FAIL, {"cause": "protocol", "message": why[:2000]}))
+            self._parting.append((peer.identity, frames))
+        self.forget(device)
+
     def outgoing(self) -> Iterator[tuple[bytes, list[Buffer]]]:
         """Everything that may leave now, as (identity, frames). Call ``lost`` for an identity that is not there."""
+        while self._parting:
+            yield self._parting.popleft()
         while self._busy:
             device = next(iter(self._busy))
             peer = self._peers.get(device)
@@ -174,18 +208,45 @@ class Exchange:
         """A copy of the bytes that passed so far, over all incarnations of a device."""
         return replace(self._counts.get(device, Counts()))
 
+    def _pass(self, peer: _Peer, frames: Sequence[Buffer]) -> None:
+        """Count a message against the peer's rate. What chunks may come is a matter of credit."""
+        if self._rate is None or (frames and bytes(frames[0][5:6]) == bytes((Kind.CHUNK,))):
+            return
+        now = self._clock()
+        peer.left = min(float(BURST), peer.left + (now - peer.heard) * self._rate)
+        peer.heard = now
+        if peer.left < 1.0:
+            raise ProtocolError(f"more than {self._rate:g} messages a second, {BURST} at once")
+        peer.left -= 1.0
+
+    def _foreign(self, identity: bytes, named: tuple[str, int] | None, owner: str) -> list[Event]:
+        """A message under another device's key: whose identity it takes hears nothing of it, and loses nothing."""
+        if not owner:  # a key that was let in once; the device that had it is dropped
+            peer = None if named is None else self._peers.get(named[0])
+            if peer is None or peer.identity != identity:
+                self._shun(identity, "", None, ProtocolError("its key was revoked"))
+                return []
+            self.dismiss(peer.device, "its key was revoked")
+            error = ProtocolError("its key was revoked", device=peer.device)
+            return [self._shun(identity, peer.device, peer.incarnation, error)]
+        claimed = identity[:64].decode("ascii", "replace") if named is None else named[0]
+        self._counts.setdefault(owner, Counts()).refused += 1
+        error = ProtocolError(f"came as '{claimed}' under the key of '{owner}'", device=owner)
+        return [self._shun(identity, owner, None, error)]
+
     def _meet(self, identity: bytes, device: str, incarnation: int, frames: Sequence[Buffer]) -> list[Event]:
         counts = self._counts.setdefault(device, Counts())
-        session = Session(FROM_DEVICE, limit=self._limit, window=self._window, counts=counts)
+        session = Session(FROM_DEVICE, limit=self.limit, window=self._window, counts=counts)
         try:
             parcel = session.take(frames)
             if parcel is None or parcel.kind is not Kind.HELLO:
                 raise ProtocolError("the first message has to be a HELLO")
         except ProtocolError as error:
+            counts.refused += 1
             return [self._shun(identity, device, incarnation, ProtocolError(error.message, device=device))]
         self.forget(device)
         self._latest[device] = incarnation
-        self._peers[device] = _Peer(device, incarnation, identity, session)
+        self._peers[device] = _Peer(device, incarnation, identity, session, heard=self._clock())
         return [Delivery(device, incarnation, parcel.kind, parcel.header, parcel.blob)]
 
     def _shun(self, identity: bytes, device: str, incarnation: int | None, error: ProtocolError) -> Breach:

@@ -2,7 +2,8 @@
 
 Messages arrive in the order in which they were posted, each with its blob complete: what is posted after a message with
 a blob waits until the last chunk has left. Only BEAT and CREDIT overtake, so a session that is busy with a long
-transfer still shows that it is alive, and both ends can send at once.
+transfer still shows that it is alive, and both ends can send at once; and a FAIL, with which the coordinator says why
+it has dropped a device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fedge.errors import ProtocolError
 from fedge.wire.blobs import LIMIT, WINDOW, Blob, Declaration, Incoming, Outgoing
 from fedge.wire.frames import BARE, Buffer, Kind, Message, decode, encode
 
+#: Kinds that may come in the middle of a blob: a sign of life, and what ends it all.
+OVERTAKING = frozenset({Kind.BEAT, Kind.FAIL})
 FROM_DEVICE = frozenset(Kind) - {Kind.WELCOME, Kind.PREPARE, Kind.ASK}
 FROM_COORDINATOR = frozenset(Kind) - {Kind.HELLO, Kind.READY, Kind.TELL, Kind.BEAT}
 
@@ -30,6 +33,7 @@ class Counts:
     header_in: int = 0
     header_out: int = 0
     ignored: int = 0  # messages, not bytes: from stale or dropped incarnations
+    refused: int = 0  # likewise: those that broke the protocol
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Session:
         self._window = window
         self._ids = count(1)
         self._urgent: deque[list[Buffer]] = deque()
-        self._lane: deque[tuple[list[Buffer], Outgoing | None]] = deque()
+        self._lane: deque[tuple[list[Buffer], Outgoing | None, Mapping[str, Any]]] = deque()
         self._outgoing: Outgoing | None = None
+        self._leaving: Mapping[str, Any] = {}
         self._incoming: tuple[Message, Incoming] | None = None
 
     @property
@@ -67,6 +72,16 @@ class Session:
     def receiving(self) -> bool:
         """Whether a blob has been declared to this end and is not complete."""
         return self._incoming is not None
+
+    @property
+    def arriving(self) -> Mapping[str, Any]:
+        """The header of the message whose blob is coming in; empty when none is."""
+        return self._incoming[0].header if self._incoming is not None else {}
+
+    @property
+    def leaving(self) -> Mapping[str, Any]:
+        """The header of the message that was given out last, which a chunk given out now belongs to."""
+        return self._leaving
 
     def post(self, kind: Kind, header: Mapping[str, Any] | None = None, blob: Blob | None = None) -> None:
         """Put a message in line; another thread than the rest may do so. ProtocolError if it cannot be sent."""
@@ -88,7 +103,7 @@ class Session:
         if kind is Kind.BEAT:
             self._urgent.append(frames)
         else:
-            self._lane.append((frames, outgoing))
+            self._lane.append((frames, outgoing, fields))
 
     def give(self, *, urgent: bool = False) -> list[Buffer] | None:
         """The next frames to send, or None if there are none now. ``urgent``: only what overtakes."""
@@ -114,7 +129,7 @@ class Session:
         if message.kind is Kind.CREDIT:
             self._take_credit(message)
             return None
-        if self._incoming is not None and message.kind is not Kind.BEAT:
+        if self._incoming is not None and message.kind not in OVERTAKING:
             raise ProtocolError(f"{message.kind.name} came before blob {self._incoming[1].declared.id!r} was complete")
         if "blob" in message.header:
             return self._open(message)
@@ -130,7 +145,7 @@ class Session:
             return None if chunk is None else encode(chunk)
         if not self._lane:
             return None
-        frames, outgoing = self._lane.popleft()
+        frames, outgoing, self._leaving = self._lane.popleft()
         if outgoing is not None and not outgoing.done:
             self._outgoing = outgoing
         return frames

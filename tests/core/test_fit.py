@@ -131,18 +131,3 @@ def test_there_is_one_place_that_back_propagates():
                 found.add(path.as_posix())
     # the kit trains alone by a loop of its own, to hold the one training loop against it
     assert found == {"core/fit.py", "testing/rounds.py"}
-
-
-def test_the_core_the_run_and_the_wire_name_no_method():
-    from fedge.methods.table import ALIASES, BUILT
-
-    keys = {*BUILT, *ALIASES} - {"stages"}  # which is a key of every federation file, too
-    found = set()
-    for path, tree in sources().items():
-        if path.parts[0] not in ("core", "run", "wire"):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and node.value in keys:
-                found.add((path.as_posix(), node.value))
-    # the server optimizer's plain mean has the name of the method that it is known from
-    assert found == {("core/server.py", "fedavg")}

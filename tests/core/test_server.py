@@ -21,6 +21,10 @@ def by_hand(kind, changes, lr, b1, b2, tau):
             m = b1 * m + d
             w += lr * m
             continue
+        if kind == "nesterov":
+            m = b1 * m + d
+            w += lr * (d + b1 * m)
+            continue
         m = b1 * m + (1 - b1) * d
         if kind == "fedadagrad":
             v = v + d * d

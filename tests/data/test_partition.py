@@ -146,3 +146,38 @@ def test_weights_give_the_test_split_the_mix_of_a_device():
     # a class that the test split lacks is left out, no class in common gives equal weights
     assert mix_weights(np.array([0, 1]), np.array([0.2, 0.2, 0.6])).tolist() == [0.5, 0.5]
     assert mix_weights(np.array([0, 0]), np.array([0.0, 1.0])).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("iid", None), ("dirichlet", 0.5)])
+def test_labels_stay_with_the_devices_that_are_their_home(kind, value):
+    # enough of each that nobody needs rows from elsewhere
+    labels = np.repeat(np.arange(5), 400)
+    homes = {0: [0, 1], 1: [0, 1], 2: [2, 3, 4], 3: [2, 4]}
+    parts = partition(labels, None, 5, kind, value, 3, len(labels), homes)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    for label, home in homes.items():
+        holders = {device for device, part in enumerate(parts) if (labels[part] == label).any()}
+        assert holders <= set(home), label
+    assert len([part for part in parts if (labels[part] == 4).any()]) >= 2, "a label without a home is everyone's"
+    if kind == "iid":
+        assert [int((labels[parts[device]] == 2).sum()) for device in (2, 3, 4)] == pytest.approx(
+            [133, 133, 133], abs=1
+        )
+    with pytest.raises(ConfigError, match="groups go with iid and dirichlet"):
+        partition(labels, None, 5, "shards", 2, 3, len(labels), homes)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("iid", None), ("dirichlet", 0.5)])
+def test_what_does_not_stay_at_home_is_dealt_evenly_to_all(kind, value):
+    labels = np.repeat(np.arange(5), 400)
+    homes = {0: [0, 1], 1: [2, 3]}
+    parts = partition(labels, None, 5, kind, value, 3, len(labels), homes, 0.75)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    for label, home in homes.items():
+        held = np.array([int((labels[part] == label).sum()) for part in parts])
+        assert held[home].sum() == pytest.approx(400 * (0.75 + 0.25 * len(home) / 5), abs=2)
+        away = np.delete(held, home)
+        assert away.tolist() == pytest.approx([400 * 0.25 / 5] * len(away), abs=1)
+    for share in (0.0, 1.1):
+        with pytest.raises(ConfigError, match="stay at home"):
+            partition(labels, None, 5, kind, value, 3, len(labels), homes, share)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedge.emulation.link import Link, transfer_seconds
-from fedge.emulation.power import energy
+from fedge.emulation.power import energy, parts
 from fedge.emulation.roofline import Rates, compute_seconds
 
 SLOW = Link(down=8e6, up=1e6, latency=0.1, jitter=0.02, loss=0.2)
@@ -17,6 +17,13 @@ def test_a_step_pays_arithmetic_traffic_and_dispatch():
     rates = Rates(flops=1e9, memory_bandwidth=1e8, per_op=1e-3)
     assert compute_seconds(2e9, 3e8, 500, rates) == pytest.approx(2 + 3 + 0.5)
     assert compute_seconds(0, 0, 0, rates) == 0
+
+
+def test_families_of_arithmetic_take_their_own_time():
+    rates = Rates(flops=1e9, memory_bandwidth=1e8, slower=(("conv", 3.0), ("depthwise", 50.0)))
+    half = {"depthwise": 0.5, "recurrent": 0.1}
+    assert compute_seconds(2e9, 0, 0, rates, half) == pytest.approx(1 + 50)  # what is not known counts as a product
+    assert compute_seconds(2e9, 0, 0, rates, {}) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("bad", [(0, 1, 0), (1, 0, 0), (1, 1, -1), (float("nan"), 1, 0)])
@@ -64,4 +71,6 @@ def test_links_must_make_sense(bad):
 
 
 def test_energy_by_hand():
-    assert energy(10, 2, 3, idle_w=1.0, active_w=5.0, radio_w=0.5) == pytest.approx(50 + 3 + 3)
+    watts = {"idle_w": 1.0, "active_w": 5.0, "radio_w": 0.5}
+    assert energy(10, 2, 3, **watts) == pytest.approx(50 + 3 + 3)
+    assert parts(10, 2, 3, **watts) == pytest.approx({"idle": 15, "compute": 40, "radio": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from fedge.emulation import malloc, process
 from fedge.errors import LimitError
 
-from .conftest import MiB, fill
+from .conftest import MiB
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's prctl and /proc")
 
@@ -95,59 +96,99 @@ def test_a_name_with_brackets_and_blanks_does_not_confuse(fork):
     assert process.alive(child.pid, process.start_time(child.pid))
 
 
-@linux
-def test_memory_is_told(fork):
-    def body(child):
-        malloc.pin_malloc()
-        malloc.trim()  # as test_rlimit's device does
-        child.say()
-        child.hear()
-        block = fill(32 * MiB)
-        child.say()
-        child.hear()
-        del block
-        child.say()
-        child.hear()
+class Interpreter:
+    """A new interpreter that runs ``script`` in lockstep with the test.
 
-    child = fork(body)
-    child.hear()
-    before, own = process.memory(child.pid), process.private(child.pid)
+    Not a fork of this one: the heap of an interpreter that ran other tests has holes, and memory that is taken
+    from a hole is seen by no count.
+    """
+
+    def __init__(self, script: str):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self._process.pid
+
+    def hear(self) -> str:
+        return self._process.stdout.readline().strip()
+
+    def go_on(self) -> str:
+        """Lets it run to its next word, which is returned."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.hear()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def interpreter():
+    started = []
+
+    def start(script):
+        started.append(Interpreter(script))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+TAKES_32_MIB = f"""
+from fedge.emulation import malloc
+malloc.pin_malloc()
+print("ready", flush=True)
+input()
+block = bytearray(b"\\x01") * {32 * MiB}
+print("taken", flush=True)
+input()
+del block
+print("freed", flush=True)
+input()
+"""
+
+
+@linux
+def test_memory_is_told(interpreter):
+    child = interpreter(TAKES_32_MIB)
+    assert child.hear() == "ready"
+    before, own = process.memory(child.pid), process.written(child.pid)
     assert process.forget_highest(child.pid)
-    child.say()
-    child.hear()
+    assert child.go_on() == "taken"
     after = process.memory(child.pid)
     for name in ("anonymous", "resident", "data"):
         assert getattr(after, name) - getattr(before, name) == pytest.approx(32 * MiB, abs=2 * MiB)
-    assert process.private(child.pid) - own == pytest.approx(32 * MiB, abs=2 * MiB)
-    child.say()
-    child.hear()
+    assert process.written(child.pid).private - own.private == pytest.approx(32 * MiB, abs=2 * MiB)
+    assert child.go_on() == "freed"
     freed = process.memory(child.pid)
     assert freed.highest - before.resident == pytest.approx(32 * MiB, abs=2 * MiB)
     assert freed.anonymous - before.anonymous == pytest.approx(0, abs=2 * MiB)
     child.close()
     assert process.memory(child.pid) is None
-    assert process.private(child.pid) is None
+    assert process.written(child.pid) is None
     assert not process.forget_highest(child.pid)
+
+
+# a block of 20 MiB teaches an unpinned malloc to keep everything smaller in its heap
+FREES_39_OF_40_MIB = f"""
+import os
+from fedge.emulation import malloc, process
+if {{pinned}}:
+    assert malloc.pin_malloc()
+first = bytearray(b"\\x01") * {20 * MiB}
+del first
+blocks = [bytearray(b"\\x01") * {MiB} for _ in range(40)]
+del blocks[:-1]
+print(process.written(os.getpid()).private, flush=True)
+"""
 
 
 @linux
 @pytest.mark.skipif(malloc._glibc() is None, reason="the C library is not glibc")
-def test_pinned_malloc_gives_memory_back(fork):
-    def body(child):
-        pinned = child.hear()
-        if pinned:
-            assert malloc.pin_malloc()
-        # a block of 20 MiB teaches an unpinned malloc to keep everything smaller in its heap
-        del (first := fill(20 * MiB))[:], first
-        blocks = [fill(MiB) for _ in range(40)]
-        del blocks[:-1]
-        child.say(process.private(os.getpid()))
-
-    held = {}
-    for pinned in (True, False):
-        child = fork(body)
-        child.say(pinned)
-        held[pinned] = child.hear()
+def test_pinned_malloc_gives_memory_back(interpreter):
+    held = {pinned: int(interpreter(FREES_39_OF_40_MIB.format(pinned=pinned)).hear()) for pinned in (True, False)}
     assert held[True] < held[False] - 20 * MiB
 
 

@@ -52,7 +52,10 @@ def with_exits(loaded: Loaded, exits: tuple[int, ...]) -> MultiExit:
     # heads of some size, so that logits and labels differ from row to row
     draw = torch.Generator().manual_seed(5)
     for head in model.exits.values():
-        head.classifier.weight.data.normal_(generator=draw)
+        of_its_own = (
+            head.classifier if hasattr(head.classifier, "weight") else head.norm
+        )  # a shared head is the model's
+        of_its_own.weight.data.normal_(generator=draw)
     return model.requires_grad_(False)
 
 

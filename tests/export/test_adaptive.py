@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,20 @@ def test_the_exported_policy_is_what_the_rows_took(case):
     costs = [cost["flops"] for cost in said["cost"]]
     assert costs == sorted(costs)
     assert costs[0] > 0
+
+
+@pytest.mark.parametrize("target", ["adaptive", "chain"])
+def test_the_lines_of_its_readme_run_and_its_table_says_how_good_each_exit_is(case, target, monkeypatch, capsys):
+    text = (case.folder / target / "README.md").read_text()
+    by_exit = json.loads((case.folder / target / "exits.json").read_text())["accuracy_by_exit"]
+    assert by_exit == {one.target: one.accuracy for one in case.exported}
+    for name, accuracy in by_exit.items():
+        assert f"| after block {name.removeprefix('exit-')} | {accuracy:.4f} |" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(case.folder / target)
+    defined: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), defined)
+    assert len(capsys.readouterr().out.splitlines()) == len(defined["logits"])
 
 
 def test_a_chain_says_what_pytorch_says_and_lets_rows_go(case):

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
@@ -80,6 +81,34 @@ def test_attention_is_counted_as_its_products(fake, backward):
             torch.autograd.grad(out, (q, k, v), torch.empty(shape))
     product = 2 * 2 * 4 * 16 * 16 * 8
     assert counter.flops == product * (2 + (5 if backward else 0))
+
+
+@pytest.mark.parametrize(
+    ("groups", "kernel", "kinds"),
+    [(1, 3, ("conv", "conv_backward")), (1, 1, ("pointwise", "conv_backward")), (8, 3, ("depthwise", "depthwise"))],
+)
+def test_convolutions_are_counted_by_family(fake, groups, kernel, kinds):
+    layer = nn.Conv2d(8, 8, kernel, padding=kernel // 2, groups=groups, bias=False)
+    x = torch.empty(2, 8, 5, 5).requires_grad_(True)
+    with Counter() as counter:
+        out = layer(x)
+    once = 2 * 2 * 25 * 8 * (8 // groups) * kernel**2
+    assert (counter.flops, counter.work.shares) == (once, {kinds[0]: 1.0})
+    with Counter() as counter:
+        torch.autograd.grad(out, (x, layer.weight), torch.empty(out.shape))
+    assert (counter.flops, counter.work.shares) == (2 * once, {kinds[1]: 1.0})
+
+
+def test_a_fused_recurrent_layer_is_counted(fake):
+    layer = nn.LSTM(6, 4, batch_first=True)
+    with Counter() as counter:
+        out = layer(torch.empty(3, 7, 6))[0]
+    gates = 2 * 3 * 7 * (4 * 4) * (6 + 4)
+    assert counter.flops == gates
+    with Counter() as counter:
+        torch.autograd.grad(out, tuple(layer.parameters()), torch.empty(out.shape))
+    assert counter.flops == 2 * gates
+    assert counter.work.shares == {"recurrent": 1.0}
 
 
 def test_work_adds_up():

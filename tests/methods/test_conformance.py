@@ -21,7 +21,9 @@ def case(key, setting):
 
 
 def places():
-    return [(key, setting) for key in BUILT for setting in settings_of(make(key))]
+    """Each method on each setting; its properties share rounds, so they stay in one process (``--dist loadgroup``)."""
+    found = [(key, setting) for key in BUILT for setting in settings_of(make(key))]
+    return [pytest.param(*place, marks=pytest.mark.xdist_group("-".join(place))) for place in found]
 
 
 @pytest.mark.parametrize(("key", "setting"), places())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedge.errors import MethodError
-from fedge.methods.customize.fedmd import FedMD, logits_on
+from fedge.methods.customize.fedmd import FedMD
+from fedge.methods.distil import logits_on
 from fedge.models.load import load
 from fedge.testing.driver import drive
 from tests.methods.conftest import rows, three
@@ -37,7 +38,7 @@ def test_one_device_agrees_with_itself(vit):
     public = rows(vit, 10, "public")
     driven = drive(METHOD, vit.model, {"a": rows(vit, 9)}, vit.task, public=public)
     device = driven.devices["a"]
-    own = logits_on(METHOD.personal(device, driven.state), vit.task, public)
+    own = logits_on(driven.personal(device.name), vit.task, public)
     assert torch.allclose(driven.state["consensus"]["public"], own, atol=1e-5)
 
 

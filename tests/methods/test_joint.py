@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedge.methods.deploy.anytime import Anytime
 from fedge.methods.deploy.depthfl import DepthFL
 from fedge.methods.deploy.joint import Joint
+from fedge.methods.deploy.reefl import ReeFL
+from fedge.methods.exits import Exits, ramp
 from fedge.testing.driver import drive
+from fedge.testing.tiny import tiny
 from tests.methods.conftest import probe, three
 
 SMALL = {"steps": 2, "batch": 4, "exits": (1, 2)}
@@ -63,11 +65,11 @@ def test_one_exit_has_nobody_to_learn_from(method, three_exits):
     assert torch.equal(found, dev.task.loss_of(logits[0], batch["labels"]))
 
 
-def test_without_teaching_and_with_even_weights_depthfl_is_anytime(vit):
+def test_without_teaching_and_with_even_weights_depthfl_is_the_plain_sum(vit):
     """At round 0 of an endless ramp nothing is taught, so both train the same sum."""
     rows = three(vit)
     mine = drive(DepthFL(**SMALL, ramp=10**9, lr=1e-3), vit.model, rows, vit.task).final()
-    theirs = drive(Anytime(**SMALL, backbone=True, lr=1e-3), vit.model, rows, vit.task).final()
+    theirs = drive(Exits(**SMALL, backbone=True, lr=1e-3), vit.model, rows, vit.task).final()
     for name, tensor in mine.state_dict().items():
         assert torch.allclose(tensor, theirs.state_dict()[name], atol=5e-3), name
 
@@ -89,6 +91,46 @@ def test_a_shallow_device_trains_its_own_blocks_alone(method, vit):
 
 
 def test_numbers_are_checked():
-    for made in (lambda: Joint(distil=-1), lambda: Joint(temperature=0), lambda: DepthFL(ramp=0)):
+    for made in (
+        lambda: Joint(distil=-1),
+        lambda: Joint(temperature=0),
+        lambda: DepthFL(ramp=0),
+        lambda: ReeFL(memory=1),
+    ):
         with pytest.raises(ValueError, match=r"at least 0|from 1"):
             made()
+
+
+def test_reefl_learns_from_the_exit_that_does_best_on_the_average(three_exits):
+    dev, logits, batch = three_exits
+    losses = [crossed(each, batch["labels"]) for each in logits]
+    best = losses.index(min(losses))
+    method = ReeFL(exits=(1, 2, 3), ramp=300, memory=0.8)
+    loss_of = method.loss_for(dev)
+    first = loss_of(logits, batch)
+    taught = sum(kl(logits[best], each) for each in logits)
+    assert first.item() == pytest.approx(sum(losses) + ramp(150, 300) * taught, rel=1e-5)
+    # the teacher learns from its labels alone
+    (mine,) = torch.autograd.grad(first, logits[best], retain_graph=True)
+    (plain,) = torch.autograd.grad(dev.task.loss_of(logits[best], batch["labels"]), logits[best], retain_graph=True)
+    assert torch.allclose(mine, plain, atol=1e-6)
+    # one worse batch does not dethrone it, since a fifth of the average is new
+    worse = [each * (-1.0 if at == best else 1.0) for at, each in enumerate(logits)]
+    now = [crossed(each, batch["labels"]) for each in worse]
+    average = [0.8 * before + 0.2 * after for before, after in zip(losses, now, strict=True)]
+    teacher = average.index(min(average))
+    expected = sum(now) + ramp(150, 300) * sum(kl(worse[teacher], each) for each in worse)
+    assert loss_of(worse, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(method.loss_for(dev)(logits[:1], batch), dev.task.loss_of(logits[0], batch["labels"]))
+
+
+def test_what_is_not_labelled_teaches_nothing():
+    found = tiny("causal")
+    batch = {"labels": torch.tensor([[5, 6, 7, -100]])}
+    draw = torch.Generator().manual_seed(2)
+    logits = [torch.randn(1, 4, found.task.classes, generator=draw) for _ in range(2)]
+    other = [each.clone() for each in logits]
+    other[1][:, 2:] = 9.0  # predicts the label that does not count, and what comes after the text
+    dev = SimpleNamespace(task=found.task, round=300)
+    for method in (Joint(exits=(1, 2)), DepthFL(exits=(1, 2)), ReeFL(exits=(1, 2))):
+        assert torch.allclose(method.loss_for(dev)(logits, batch), method.loss_for(dev)(other, batch)), method

@@ -187,7 +187,7 @@ def test_fedsa_s_devices_have_models_of_their_own(vit):
     driven = go(method, vit, 2)
     for device, data in three(vit).items():
         driven.built[device].reset()
-        personal = method.personal(driven.devices[device], driven.state).eval()
+        personal = driven.personal(device).eval()
         assert type(personal) is type(vit.model)
         batch = next(data.chunks(9))
         with torch.no_grad():

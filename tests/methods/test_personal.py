@@ -22,7 +22,7 @@ def test_heads_never_leave_and_differ(method, either):
     for sent in driven.sent:
         for payloads in sent.values():
             assert not [name for name in payloads[0]["delta"] if name.startswith(own)]
-    models = {name: method.personal(device, driven.state) for name, device in driven.devices.items()}
+    models = {name: driven.personal(name) for name in driven.devices}
     said = {name: logits(model, either) for name, model in models.items()}
     assert not torch.allclose(said["a"], said["b"], atol=1e-4)
     final, base = tensors(driven.final()), tensors(either.model)
@@ -53,7 +53,7 @@ def test_fedbabu_s_head_is_the_base_s_until_a_device_takes_its_own(either):
     own, base, final = heads(either.model), tensors(either.model), tensors(driven.final())
     for name, tensor in base.items():
         assert torch.equal(tensor, final[name]) == (name.startswith(own) or not tensor.is_floating_point()), name
-    personal = tensors(method.personal(driven.devices["a"], driven.state))
+    personal = tensors(driven.personal("a"))
     for name, tensor in personal.items():
         assert torch.equal(tensor, final[name]) != name.startswith(own), name
 
@@ -62,7 +62,7 @@ def test_ditto_learns_fedavg_bit_for_bit(vit):
     plain = drive(FedAvg(**SMALL), vit.model, three(vit), vit.task, 2)
     driven = drive(Ditto(**SMALL, own_steps=3), vit.model, three(vit), vit.task, 2)
     assert all(torch.equal(tensor, plain.state["weights"][n]) for n, tensor in driven.state["weights"].items())
-    said = [logits(Ditto().personal(device, driven.state), vit) for device in driven.devices.values()]
+    said = [logits(driven.personal(device), vit) for device in driven.devices]
     assert not torch.allclose(said[0], said[1], atol=1e-4)
 
 

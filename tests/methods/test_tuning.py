@@ -15,6 +15,7 @@ from fedge.methods.customize.bitfit import BitFit
 from fedge.methods.customize.fedavg import FedAvg
 from fedge.methods.customize.head import Head
 from fedge.methods.customize.lora import LoRA
+from fedge.methods.tuning import scaled
 from fedge.models.names import tensors, trainable
 from fedge.models.share import own, share
 from fedge.models.variant import assemble, duplicate
@@ -284,3 +285,32 @@ def test_parts_of_stages_are_checked():
     assert [part.steps for part in Stages(steps=3).parts] == [3, 3]
     method = Stages(of=("head", "lora", "bitfit"), switch=(2, 5))
     assert [type(method.part_at(round)) for round in (0, 1, 2, 4, 5, 9)] == [Head, Head, LoRA, LoRA, BitFit, BitFit]
+
+
+# -- steps by speed ----------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_offered_by_halves_where_that_is_wanted():
+    assert scaled([FedAvg(steps=8)]) == [FedAvg(steps=8)]
+    slow = FedAvg(steps=8, scale_steps=True)
+    assert [v.steps for v in scaled([slow, replace(slow, depth=0.5)])] == [8, 8, 4, 4, 2, 2]
+    assert [v.steps for v in scaled([FedAvg(steps=1, scale_steps=True)])] == [1]
+    assert list(dict.fromkeys(v.member.steps for v in Mixed(members=(slow,)).variants())) == [8, 4, 2]
+
+
+def test_fewer_steps_count_by_fednova(vit):
+    full = Head(steps=8, batch=4, optimizer="sgd", lr=0.1, scale_steps=True)
+    few = replace(full, steps=2)
+    data = {"a": rows(vit, 6, "a"), "b": rows(vit, 12, "b")}
+    driven = drive(full, vit.model, data, vit.task, 1, variants={"a": full, "b": few})
+    start = full.init(driven.server)["weights"]
+    sent = {name: answers[-1] for name, answers in driven.sent[0].items()}
+    p, taken = {"a": 6 / 18, "b": 12 / 18}, {"a": 8, "b": 2}
+    effective = sum(p[name] * taken[name] for name in p)
+    for name, before in start.items():
+        change = sum(p[d] * sent[d]["delta"][name].double() / taken[d] for d in p) * effective
+        assert torch.allclose(driven.state["weights"][name].double(), before.double() + change, atol=1e-6)
+    alike = drive(full, vit.model, data, vit.task, 1)
+    plain = drive(replace(full, scale_steps=False), vit.model, data, vit.task, 1)
+    for name, tensor in plain.state["weights"].items():
+        assert torch.equal(alike.state["weights"][name], tensor), "alike steps are FedAvg, bit for bit"

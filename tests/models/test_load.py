@@ -94,7 +94,7 @@ def test_a_function_of_the_users_own(tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(place, "_reachable", lambda: False)
-    monkeypatch.setattr(place, "_cached", lambda name, revision: False)
+    monkeypatch.setattr(place, "_cached", lambda *_: False)
     monkeypatch.setattr(place, "_packaged", lambda: None)
     with pytest.raises(MissingError, match=r"fedge\[minilm\]"):
         load(MINILM, "text-classification")

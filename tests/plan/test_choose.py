@@ -47,9 +47,13 @@ BUDGETS = st.builds(
     idle_power=st.floats(0, 5),
     active_power=st.floats(5, 10),
     deadline=st.none() | st.floats(0.1, 1e4),
+    data=st.none() | st.integers(1, 3 * 10**7),
+    energy=st.none() | st.floats(0.1, 1e5),
+    battery=st.none() | st.floats(0.1, 1e5),
 )
-LIMITS = st.sampled_from(["memory", "flops", "memory_bandwidth", "down", "up", "deadline"])
-PREFERENCES = st.sampled_from(["quality", "time", "bytes", "energy"])
+LIMITS = st.sampled_from(["memory", "flops", "memory_bandwidth", "down", "up", "deadline", "data", "energy", "battery"])
+GOALS = ["quality", "time", "bytes", "energy"]
+PREFERENCES = st.sampled_from(GOALS) | st.dictionaries(st.sampled_from(GOALS), st.floats(0.1, 10), min_size=1)
 
 
 def place(offers, budget, prefer, index):
@@ -59,13 +63,11 @@ def place(offers, budget, prefer, index):
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    MENUS, BUDGETS, st.floats(1, 10), st.sampled_from(["memory", "flops", "memory_bandwidth", "down", "up", "deadline"])
-)
+@given(MENUS, BUDGETS, st.floats(1, 10), LIMITS)
 def test_more_never_gives_a_worse_choice(offers, budget, times, what):
     have = getattr(budget, what)
     assume(have is not None)
-    richer = replace(budget, **{what: int(have * times) if what == "memory" else have * times})
+    richer = replace(budget, **{what: int(have * times) if what in ("memory", "data") else have * times})
     before, after = choose(offers, budget), choose(offers, richer)
     # the order of quality does not depend on the device
     assert place(offers, richer, "quality", after.index) <= place(offers, budget, "quality", before.index)
@@ -79,10 +81,34 @@ def test_more_memory_never_gives_a_worse_choice_whatever_is_preferred(offers, bu
     assert place(offers, richer, prefer, after.index) <= place(offers, budget, prefer, before.index)
 
 
+@settings(max_examples=300, deadline=None)
+@given(MENUS, BUDGETS, st.floats(1, 10), LIMITS, st.sampled_from(GOALS))
+def test_more_of_anything_never_costs_more_of_what_is_preferred(offers, budget, times, what, prefer):
+    have = getattr(budget, what)
+    if have is None:
+        return
+    richer = replace(budget, **{what: int(have * times) if what in ("memory", "data") else have * times})
+    before, after = (choose(offers, b, prefer=prefer) for b in (budget, richer))
+    if before.index is None:  # anything is better than nothing
+        return
+    assert after.index is not None
+    poor, rich = estimate(offers[before.index], budget), estimate(offers[after.index], richer)
+
+    def spent(found):
+        cost = found.offer.cost
+        place_ = place(offers, budget, "quality", found.offer.index)
+        return {
+            "quality": place_,
+            "time": found.seconds,
+            "energy": found.energy,
+            "bytes": cost.bytes_up + cost.bytes_down,
+        }
+
+    assert spent(rich)[prefer] <= spent(poor)[prefer] * (1 + 1e-9)
+
+
 @settings(max_examples=200, deadline=None)
-@given(
-    MENUS, BUDGETS, st.sampled_from(["quality", "time", "bytes", "energy"]), st.booleans(), st.sets(st.integers(0, 5))
-)
+@given(MENUS, BUDGETS, PREFERENCES, st.booleans(), st.sets(st.integers(0, 5)))
 def test_the_choice_is_pure_fits_and_is_not_banned(offers, budget, prefer, freely, banned):
     given_menu, given_banned = copy.deepcopy(offers), set(banned)
     choice = choose(offers, budget, prefer=prefer, banned=banned, freely=freely)
@@ -157,3 +183,31 @@ def test_the_grey_zone_above_a_need_is_refused():
         assert need == peak + max(peak // 20, 4 * MB)
         assert choose(menu(cost(peak)), replace(BUDGET, memory=need)).index == 0
         assert choose(menu(cost(peak)), replace(BUDGET, memory=need - 1)).index is None
+
+
+def test_data_energy_and_battery_are_limits_too():
+    offer = menu(cost(10 * MB, flops=1e9, up=3000, down=2000))  # 0.04 s on the radio, 2 s of work, 3 W
+    for limits, words in (
+        ({"data": 4999}, "data: needs 4.88 KiB, has 4.88 KiB"),
+        ({"energy": 6.0}, "energy: needs 6.12 J, has 6 J"),
+        ({"battery": 6.0}, "battery: needs 6.12 J, has 6 J"),
+    ):
+        budget = replace(BUDGET, **limits)
+        choice = choose(offer, budget)
+        assert choice.index is None
+        assert choice.refused == {0: words}
+        assert choice.reason == f"nothing that fits and is in time keeps to {words}"
+    assert choose(offer, replace(BUDGET, data=5000, energy=6.2, battery=6.2)).index == 0
+
+
+def test_weights_weigh_places_and_ratios():
+    offers = menu(
+        cost(10 * MB, depth=6, up=10**6, down=0),
+        cost(10 * MB, depth=5, up=10**3, down=0),
+        cost(10 * MB, depth=1, up=10**2, down=0),
+    )
+    # quality 0, 1/2, 1; bytes on a logarithmic scale 1, 1/4, 0
+    assert choose(offers, BUDGET, prefer={"quality": 1.0}).index == 0
+    assert choose(offers, BUDGET, prefer={"quality": 1.0, "bytes": 0.5}).index == 0  # 0.5, 0.625, 1
+    assert choose(offers, BUDGET, prefer={"quality": 1.0, "bytes": 0.8}).index == 1  # 0.8, 0.7, 1
+    assert choose(offers, BUDGET, prefer={"quality": 0.1, "bytes": 1.0}).index == 2

@@ -107,6 +107,15 @@ def test_a_trace_is_what_a_real_run_does(key, name):
     assert traced.ops == pytest.approx(real.ops, rel=0.02)
 
 
+def test_a_peak_is_the_sum_of_its_parts():
+    cost = trace(BitFit(steps=2), BitFit(steps=2), setting("vit-nano"))
+    parts = cost.parts
+    assert sum(parts.values()) == cost.peak_memory
+    assert parts["gradients"] == 4 * cost.trainable
+    assert 2 * parts["gradients"] <= parts["optimizer"] <= 2.5 * parts["gradients"]  # Adam's two moments, and counters
+    assert parts["activations"] > 0
+
+
 @pytest.mark.parametrize("key", cases(set(METHODS) - {"split", "anytime", "head"}))
 def test_five_steps_are_told_from_two(key):
     method = repeated(METHODS[key], {"steps": 5, "digest": 3})

@@ -121,6 +121,7 @@ class _Run:
                     {"round": None, "device": device, "name": device, "profile": profile, "stage": stage}
                     | {"method": method, "variant": {}, "peak_memory": peak, "predicted_peak_memory": int(0.95 * peak)}
                     | {"budget_memory": memory * MIB, "virtual_s": work * rounds, "energy_j": 12.0, "lost": lost}
+                    | {"energy_parts": {"idle": 4.125, "compute": 6.375, "radio": 1.5}}
                     | {"accuracy": self.accuracy, "bytes_up": size * rounds, "bytes_down": size * rounds}
                 )
         return {

@@ -9,6 +9,7 @@ import pytest
 from fedge.report.markup import element, join
 from fedge.report.page import page, write_report
 from fedge.report.record import Record
+from fedge.spec import load_federation
 from tests.report.made import DEVICES, LOST
 
 VOID = {"meta", "br"}
@@ -181,6 +182,27 @@ def test_a_large_fleet_by_profile(again):
     assert lanes.index("phone-005 lost in") > lanes.index("android-low-3g: 200 devices")
 
 
+def test_it_is_told_how_the_rates_of_each_device_are_known(finished):
+    record = Record(finished)
+    declared = load_federation(finished / "resolved.yaml").devices
+    assert {name: text.split(", ") for name, text in record.rates.items()} == {
+        device.name: [device.rates_basis, device.stack] for device in declared
+    }
+    words = " ".join(Page(page(record)).words)
+    assert declared
+    assert all(text in words for text in record.rates.values())
+
+
+def test_joules_are_told_by_what_they_went_to(finished):
+    record = Record(finished)
+    words = Page(page(record)).words
+    rounds = sum(line["device"] == record.devices[0] for stage in record.stages for line in stage.devices)
+    assert rounds
+    for part, joules in (("idle", 4.125), ("compute", 6.375), ("radio", 1.5)):
+        assert part in words
+        assert f"{rounds * joules:,.1f} J" in words
+
+
 def test_drawings_have_words_and_their_figures_a_table(finished):
     text = page(Record(finished))
     drawings = re.findall(r'<svg[^>]*role="img"[^>]*>', text)
@@ -244,3 +266,15 @@ def test_what_is_not_of_its_kind_is_left_out(again):
     wrong = {"baselines": 3, "exports": [None, 4, {"bytes": "few"}], "limits": [], "wall_s": "long", "stages": {}}
     (path / "summary.json").write_text(json.dumps({**summary, **wrong}))
     assert "3 times a device was lost" in parsed(path).text
+
+
+def test_devices_on_other_machines(again):
+    path = again()
+    summary = json.loads((path / "summary.json").read_text())
+    device = {"joined": 2, "received": 2048, "sent": 4096, "refused": {"round": 1}, "ignored": 3}
+    turned = {"key": 4, "handshake": 5, "often": 0}
+    summary["remote"] = {"address": "tcp://0.0.0.0:7700", "turned_away": turned, "devices": {HOSTILE: device}}
+    (path / "summary.json").write_text(json.dumps(summary))
+    text = parsed(path).text
+    assert "Turned away: 4 by an unlisted key, 5 in the handshake, 0 that came too often." in text
+    assert "round 1" in text

@@ -15,7 +15,7 @@ from fedge.core.task import Task
 from fedge.plan.choose import Choice, Offer, choose
 from fedge.run.brief import Brief
 from fedge.run.coordinator import Coordinator
-from fedge.run.events import Answered, Died, End, Lost, Picked, Seek, Send
+from fedge.run.events import Answered, Died, End, Hurry, Lost, Picked, Seek, Send
 from fedge.run.ledger import Account
 from fedge.run.server import StageServer
 
@@ -71,10 +71,10 @@ def budget(memory=100 * MiB, flops=1e9, **changes) -> Budget:
     return Budget(memory=memory, flops=flops, **{**rates, **changes})
 
 
-def brief(method: Method | None = None, needs=(50, 20, 5), **changes) -> Brief:
-    """A stage with an offer for each of ``needs`` (MiB), richest first."""
+def brief(method: Method | None = None, needs=(50, 20, 5), menu=None, **changes) -> Brief:
+    """A stage with an offer for each of ``needs`` (MiB), richest first, or with the ``menu`` given."""
     method = method or Sum()
-    menu = tuple(
+    menu = menu or tuple(
         Offer(i, "sum", {"need": need}, Cost(peak_memory=need * MiB, flops=1e9, traffic=1e6, depth=100 - i, turns=1))
         for i, need in enumerate(needs)
     )
@@ -83,7 +83,7 @@ def brief(method: Method | None = None, needs=(50, 20, 5), **changes) -> Brief:
 
 
 def coordinator(
-    told: Brief, devices=4, *, slots=2, restart=1, budgets=None, availability=1.0, stash=None
+    told: Brief, devices=4, *, slots=2, restart=1, budgets=None, availability=1.0, stash=None, elsewhere=(), faults=None
 ) -> Coordinator:
     names = [f"d{i}" for i in range(devices)] if isinstance(devices, int) else list(devices)
     server = StageServer(told, nn.Linear(1, 1), Task("image-classification", 2), None)
@@ -91,7 +91,8 @@ def coordinator(
         Account(name, (budgets or {}).get(name) or budget(flops=1e9 / (i + 1)), 10, availability)
         for i, name in enumerate(names)
     ]
-    return Coordinator(told, server, accounts, slots=slots, restart=restart, stash=stash)
+    beside = {"stash": stash, "elsewhere": elsewhere, "faults": faults}
+    return Coordinator(told, server, accounts, slots=slots, restart=restart, **beside)
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Play:
     told: dict = field(default_factory=dict)
     sends: list = field(default_factory=list)
     ends: list = field(default_factory=list)
+    hurried: list = field(default_factory=list)
     seeks: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     computing: int = 0
@@ -146,6 +148,8 @@ class Play:
             elif isinstance(instruction, End):
                 self.ends.append(instruction.device)
                 self.told.pop(instruction.device, None)
+            elif isinstance(instruction, Hurry):
+                self.hurried.append(instruction.device)
             else:
                 self._send(instruction)
 

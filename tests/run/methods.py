@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fedge.core.method import Ask, Device, Method, Replies, Server, State, Talk
 from fedge.core.payload import Payload
 from fedge.methods.customize.bitfit import BitFit
+from fedge.methods.customize.ditto import Ditto
+from fedge.methods.customize.fedper import FedPer
+from fedge.methods.customize.fedsa_lora import FedSALoRA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,43 @@ class Diverges(Alone):
             for delta in reply["delta"].values():
                 delta.fill_(float("nan"))
         return reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoneDitto(Ditto):
+    """Ditto without variants."""
+
+    def variants(self) -> Sequence[Method]:
+        return [self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LonePer(FedPer):
+    """FedPer without variants."""
+
+    def variants(self) -> Sequence[Method]:
+        return [self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoneSA(FedSALoRA):
+    """FedSA-LoRA without variants."""
+
+    def variants(self) -> Sequence[Method]:
+        return [self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Falters(LoneDitto):
+    """When phone-01 tests its own model, signal 9 ends its process, once; ``once`` is made by it."""
+
+    once: str = ""
+
+    def personal(self, dev: Device, down: Payload) -> nn.Module:
+        if dev.name == "phone-01" and self.once and not Path(self.once).exists():
+            Path(self.once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().personal(dev, down)
 
 
 @dataclass(frozen=True, kw_only=True)

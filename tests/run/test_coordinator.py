@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedge.core.method import Ask
 from fedge.core.payload import Payload
-from fedge.errors import MethodError
+from fedge.errors import MethodError, ProtocolError
 from fedge.run.events import Answered, Died, Lost
 from fedge.run.stash import Stash
 from tests.run.fakes import MiB, Play, Sum, brief, budget, coordinator, ending, number
@@ -134,6 +134,18 @@ def test_late_answers_that_are_kept_arrive_later_in_emulated_order():
     assert waiting[1] == ["d0", "d1"], "who is under way is not asked again"
 
 
+def test_progress_tells_answers_kept_from_earlier_rounds_from_this_round_s():
+    found = play(brief(Sum(want=2, keep=True), rounds=1))
+    assert found.of.tally.words() == "2 answered, 2 too late"
+    found.rounds(1)  # d0 and d1 are asked again; d2's first answer is there before d1's second
+    assert found.of.tally.words() == "1 answered, 1 too late, 1 kept from earlier rounds"
+
+
+def test_who_is_lost_after_an_answer_has_not_answered():
+    found = play(brief(Sum(turns=2), rounds=1), faults={("d1", 0, 1): Lost("d1", "fault", "crash")})
+    assert found.of.tally.words() == "3 answered"
+
+
 def test_what_is_kept_waits_for_a_turn_that_takes_it():
     @dataclass(frozen=True, kw_only=True)
     class Mixed(Sum):
@@ -152,6 +164,7 @@ def test_a_deadline_drops_who_is_late_and_the_clock_stands_at_it():
     found = play(brief(deadline=2.5, rounds=1))
     assert found.came(0) == ["d0", "d1"]
     assert found.causes() == {"d2": "deadline", "d3": "deadline"}
+    assert found.of.tally.words() == "2 answered, 2 too late"
     assert found.of.now == 2.5
     lost = found.noted("lost")
     assert [(note["device"], note["cause"]) for note in lost] == [("d2", "deadline"), ("d3", "deadline")]
@@ -467,3 +480,50 @@ def test_the_servers_randomness_depends_on_its_place_alone():
     torch.manual_seed(2)
     assert play(told).log == first
     assert len(set(first)) == 3
+
+
+# -- devices on other machines -----------------------------------------------------------------------------------------
+
+
+def test_devices_on_other_machines_take_no_slot():
+    assert play(devices=6, slots=1, elsewhere=("d1", "d4")).computing == 3
+
+
+def shaped(*shape):
+    return Payload({"scalars": {"x": torch.zeros(shape, dtype=torch.float64)}})
+
+
+def test_a_remote_device_whose_answer_has_another_shape_is_dropped_and_the_run_goes_on():
+    lie = {("d3", 1, 0): shaped(2, 3)}
+    found = play(brief(rounds=4), devices=4, faults=lie, elsewhere=("d3",))
+    assert found.of.round == 4
+    lost = found.of.accounts["d3"].lost
+    assert (lost["round"], lost["cause"]) == (1, "protocol")
+    details = [note["detail"] for note in found.notes if note["event"] == "lost"]
+    assert details == ["its answer has scalars 'x' as float64 [2, 3], unlike everyone's"]
+    assert [note["round"] for note in found.notes if note["event"] == "abandoned"] == [1]
+    assert [line[0] for line in found.of.state["log"] if line[2] == "d0"] == [0, 2, 3]
+
+
+def test_a_protocol_that_a_method_holds_itself_drops_the_remote_liar_too():
+    @dataclass(frozen=True, kw_only=True)
+    class Strict(Sum):
+        def round(self, srv, state):
+            replies = yield Ask({device: number(1.0) for device in srv.cohort})
+            for reply in replies.values():
+                if reply["scalars"]["x"].shape != ():
+                    raise ProtocolError("a masked vector of another length")
+            return {"x": state["x"], "log": [*state["log"], sorted(replies)]}
+
+    found = play(brief(Strict(), rounds=3), devices=4, faults={("d3", 1, 0): shaped(2)}, elsewhere=("d3",))
+    assert found.of.accounts["d3"].lost["cause"] == "protocol"
+    assert found.of.state["log"] == [["d0", "d1", "d2", "d3"], ["d0", "d1", "d2"]]
+    with pytest.raises(ProtocolError):
+        play(brief(Strict(), rounds=3), devices=4, faults={("d3", 1, 0): shaped(2)})
+
+
+def test_an_answer_of_another_shape_is_a_methods_error_where_nobody_remote_is_to_blame():
+    with pytest.raises(MethodError):
+        play(brief(rounds=2), devices=4, faults={("d3", 1, 0): shaped(2, 3)})
+    with pytest.raises(MethodError):
+        play(brief(rounds=2), devices=4, faults={("d3", 1, 0): shaped(2, 3)}, elsewhere=("d0",))

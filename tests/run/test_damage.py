@@ -9,9 +9,16 @@ import torch
 
 import fedge
 from fedge import __main__ as command
+from fedge.core.payload import pack
 from fedge.errors import FedgeError
-from fedge.run.folder import read_sealed, write_sealed
+from fedge.report.snapshot import Snapshot
+from fedge.run.checkpoint import Checkpoint
+from fedge.run.down import launcher_of
+from fedge.run.folder import RunFolder, read_sealed, write_sealed
+from fedge.run.host import check_host
 from fedge.run.launcher import Options, up
+from fedge.run.limits import clear
+from fedge.run.states import load_state
 from tests.run.conftest import DIGITS, USUAL, sha, stage
 
 
@@ -32,6 +39,95 @@ def test_any_byte_that_changes_is_found(tmp_path):
         read_sealed(tmp_path / "x")
     with pytest.raises(FedgeError, match=r"y can't be read: No such file"):
         read_sealed(tmp_path / "y")
+
+
+# -- what the fuzzer found, file by file: sealed as fedge seals, yet nothing that fedge writes ----------
+
+
+def sealed_state(path, text):
+    """A state's file whose JSON is ``text``; None: the file says nothing of a state."""
+    write_sealed(path, pack({"0": torch.zeros(2)}, None if text is None else {"state": text}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1, 2]", "3", "null", '{"a": ', '{"a": {"$tensor": "7"}}', '{"a": {"$tensor": [0]}}', "[" * 100_000, None],
+)
+def test_a_state_that_holds_none_is_named(text, tmp_path):
+    with pytest.raises(FedgeError, match=r"x\.state is damaged: it holds no state that fedge writes"):
+        load_state(sealed_state(tmp_path / "x.state", text))
+
+
+def test_a_state_whose_file_is_no_payload_is_named(tmp_path):
+    write_sealed(tmp_path / "x.state", b"\xff" * 40)
+    with pytest.raises(FedgeError, match=r"x\.state is damaged: it holds no state"):
+        load_state(tmp_path / "x.state")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"stage": "0"}, "'stage' is a str"),
+        ({"stage": True}, "'stage' is a bool"),
+        ({"round": -1}, "'round' is a int"),
+        ({"round": 1.5}, "'round' is a float"),
+        ({"now": None}, "'now' is a NoneType"),
+        ({"open": 1}, "'open' is a int"),
+        ({"accounts": []}, "'accounts' is a list"),
+        ({"done": {}}, "'done' is a dict"),
+        ({"model_sha256": 3}, "'model_sha256' is a int"),
+        ({"more": 1}, "of another version of fedge: it holds 'more'"),
+    ],
+)
+def test_a_checkpoint_whose_values_are_of_another_kind_is_named(changes, told, tmp_path):
+    Checkpoint().save(tmp_path)
+    plain = load_state(tmp_path / "run.checkpoint")
+    sealed_state(tmp_path / "run.checkpoint", json.dumps({**plain, **changes}))
+    with pytest.raises(FedgeError, match=f"run.checkpoint is .*{told}"):
+        Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("told", ["[]", "3", '"host"', "null"])
+def test_a_record_of_the_host_that_is_no_mapping_is_named(told, tmp_path):
+    (tmp_path / "host.json").write_text(told)
+    with pytest.raises(FedgeError, match=r"host\.json is damaged"):
+        check_host(RunFolder(tmp_path), lambda line: None)
+
+
+LAUNCHER = {"pid": 4194304, "started": 1, "scratch": "/nowhere", "groups": None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": "1"}, {"pid": 1.5}, {"pid": None}, {"started": []}, {"scratch": None}, {"scratch": 7}, {"groups": 7}],
+)
+def test_a_record_of_a_launcher_whose_values_are_of_another_kind_is_named(changes, tmp_path):
+    (tmp_path / "launcher.json").write_text(json.dumps({**LAUNCHER, **changes}))
+    with pytest.raises(FedgeError, match=r"launcher\.json is damaged"):
+        clear(RunFolder(tmp_path), lambda line: None)
+
+
+def test_a_record_of_a_launcher_that_is_gone_is_cleared(tmp_path):
+    (tmp_path / "launcher.json").write_text(json.dumps(LAUNCHER))
+    clear(RunFolder(tmp_path), lambda line: None)
+    assert not (tmp_path / "launcher.json").exists()
+
+
+@pytest.mark.parametrize("told", ['{"pid": 1e999, "started": 1}', '{"pid": 1, "started": null}', "[]", "{}"])
+def test_who_asks_for_the_launcher_of_such_a_record_hears_of_none(told, tmp_path):
+    (tmp_path / "launcher.json").write_text(told)
+    assert launcher_of(RunFolder(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"round": "3"}, {"at": None}, {"elapsed_s": 1e999}, {"run": 3}, {"stages": True}, {"left_s": "soon"}]
+)
+def test_a_snapshot_whose_values_are_of_another_kind_is_none(changes):
+    plain = Snapshot("run", "small", 1.0, 2.0, "rounds").to_json()
+    assert Snapshot.from_json(plain).round == 0
+    with pytest.raises(TypeError, match=next(iter(changes))):
+        Snapshot.from_json({**plain, **changes})
 
 
 class Stopped(Exception):

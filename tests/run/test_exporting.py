@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +46,18 @@ def finished(tmp_path_factory) -> Path:
     for head in model.exits.values():
         head.classifier.weight.data.normal_(generator=draw)
     save(model, folder / "model", prepared.loaded)
-    words = ["export", str(folder), "--precision", "fp32,int8", "--for", "pi,dust", "--budget", "90ms", "--json"]
+    words = [
+        "export",
+        str(folder),
+        "--precision",
+        "fp32,int8",
+        "--for",
+        "pi,dust",
+        "--budget",
+        "90ms",
+        "--ort",
+        "--json",
+    ]
     assert command(words) == 0
     return folder
 
@@ -87,6 +101,72 @@ def test_a_device_gets_its_own_thresholds_and_infer_runs_it(finished, capsys):
 
 
 @pytest.mark.slow
+def test_no_file_of_an_export_tells_where_it_was_made(finished):
+    repository = Path(__file__).resolve().parents[2]
+    marks = [str(finished), str(finished.parent), str(repository), str(Path.home()) + "/", sys.prefix]
+    marks += ["site-packages", "/tmp", "stack_trace", ".py\0"]
+    files = [path for path in (finished / "export").rglob("*") if path.is_file()]
+    assert {"model.onnx", "model.ort", "weights.bin", "required_operators_and_types.config"} <= {p.name for p in files}
+    for path in files:
+        held = path.read_bytes()
+        assert not [mark for mark in marks if mark.encode() in held or mark.encode("utf-16-le") in held], path
+
+
+@pytest.mark.slow
+def test_a_card_says_how_the_model_came_to_be(finished):
+    text = (finished / "export" / "adaptive" / "README.md").read_text()
+    for line in (
+        "| data | digits |",
+        "| stages | deploy: anytime, 1 rounds |",
+        "2 × pi-4b-4g of ",
+        "pi-zero-2w of 1 MiB",
+    ):
+        assert line in text
+    assert re.search(r"\| after block 2 \| 0\.\d{4} \| \d+ \|", text)
+
+
+@pytest.mark.slow
+def test_rows_of_a_file_are_predicted_and_a_budget_is_held_against(finished, tmp_path, capsys):
+    draw = np.random.default_rng(3)
+    np.savez(tmp_path / "more.npz", image=draw.random((30, 1, 8, 8), np.float32), label=np.arange(30) % 10)
+    capsys.readouterr()
+    words = ["infer", str(finished / "export" / "adaptive"), "--on", str(tmp_path / "more.npz"), "--queries", "30"]
+    assert command([*words, "--device", "pi", "--budget", "1s", "--show", "4", "--json"]) == 0
+    (found,) = said(capsys)["infer"]
+    assert found["accuracy_rows"] == 30
+    assert [line["row"] for line in found["predictions"]] == [0, 1, 2, 3]
+    assert {line["exit"] for line in found["predictions"]} <= {2, 4}
+    assert found["within_budget"] == 1.0
+    assert found["memory_wall"]
+    assert found["energy_j"] > 0
+    assert command([*words, "--thresholds", "1e9", "--json"]) == 0
+    (found,) = said(capsys)["infer"]
+    assert found["exits_taken"] == {"exit-2": 0, "exit-4": 30}
+
+
+@pytest.mark.slow
+def test_an_adapter_that_a_later_stage_merges_is_kept_as_a_peft_folder(tmp_path, capsys):
+    from peft import PeftModel
+
+    from fedge.models.load import load
+
+    (tmp_path / "federation.yaml").write_text(
+        FEDERATION.replace(
+            "stages:\n", "stages:\n  - customize: {method: lora, rounds: 1, steps: 1, rank: 2}\n"
+        ).replace("  dust: {profile: pi-zero-2w, memory: 1MiB}\n", "")
+    )
+    words = ["up", str(tmp_path / "federation.yaml"), "--inline", "--runs", str(tmp_path / "runs"), "--json"]
+    assert command(words) == 0
+    run = Path(said(capsys)["run"])
+    adapter = run / "export" / "adapters" / "1-lora"
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    base = load(str(adapter / "base"), "image-classification", classes=10).model
+    assert PeftModel.from_pretrained(base, adapter).peft_config["default"].r > 0
+
+
+@pytest.mark.slow
 def test_what_cannot_be_exported_or_run_is_one_line(finished, tmp_path, capsys):
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -95,9 +175,23 @@ def test_what_cannot_be_exported_or_run_is_one_line(finished, tmp_path, capsys):
     )
     (plain / "federation.yaml").write_text(text)
     (plain / "resolved.yaml").write_text(resolved(load_federation(plain / "federation.yaml")))
+    (tmp_path / "empty").mkdir()
+    uncut = tmp_path / "uncut.yaml"
+    uncut.write_text(
+        FEDERATION.replace("model: vit-nano", "model: {name: 'tools.bare:mlp', task: image-classification}")
+    )
+    mute = finished / "export" / "mute"
+    shutil.copytree(finished / "export" / "exit-2", mute)
+    (mute / "exits.json").write_text("{}")
+    short = finished / "export" / "short"
+    shutil.copytree(finished / "export" / "chain", short)
+    (short / "weights.bin").write_bytes((short / "weights.bin").read_bytes()[:5000])
+    cut = finished / "export" / "cut"
+    shutil.copytree(finished / "export" / "exit-2", cut)
+    (cut / "model.onnx").write_bytes((cut / "model.onnx").read_bytes()[:-100])
     damaged = finished / "export" / "damaged"
     shutil.copytree(finished / "export" / "exit-2", damaged)
-    (damaged / "exits.json").write_text(json.dumps({"exit": 2, "exits": [2], "policy": {}, "cost": []}))
+    (damaged / "exits.json").write_text(json.dumps({"task": "image-classification", "exit": 2, "cost": []}))
     (damaged / "model.onnx").write_bytes(b"\x08\x07no model")
     capsys.readouterr()
     for words, code, line in (
@@ -112,6 +206,13 @@ def test_what_cannot_be_exported_or_run_is_one_line(finished, tmp_path, capsys):
         (["infer", str(finished / "export" / "exit-7")], 2, "holds no exported model"),
         (["infer", str(finished / "export" / "chain")], 2, "--batch"),
         (["infer", str(damaged)], 1, "onnxruntime cannot run damaged/model.onnx"),
+        (["infer", str(cut)], 1, "cut/model.onnx is damaged: it is no ONNX file"),
+        (["infer", str(mute)], 1, "exits.json is damaged: it says nothing of task, cost, exits"),
+        (["infer", str(short), "--batch", "8"], 1, "onnxruntime cannot run export/short"),
+        (["infer", str(finished / "export" / "exit-2"), "--budget", "5J"], 2, "--budget"),
+        (["infer", str(finished / "export" / "exit-2"), "--on", str(tmp_path / "none.csv")], 2, "none.csv"),
+        (["export", str(finished), "--for", str(tmp_path / "empty")], 2, "the folder holds no device's .yaml"),
+        (["plan", str(uncut)], 2, "the parts of a Mlp are not known to fedge"),
     ):
         assert command(words) == code, words
         errors = [one for one in capsys.readouterr().err.splitlines() if one.startswith("fedge: ")]

@@ -210,7 +210,7 @@ MODELS = {
     "another width": (replaced("config.json", '"hidden_size": 16', '"hidden_size": 32'), "does not fit its config"),
     "heads that don't divide": (replaced("config.json", '_heads": 2', '_heads": 3'), "not a multiple of the number"),
     "a width in words": (replaced("config.json", '"hidden_size": 16', '"hidden_size": "x"'), "expected int, got str"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no file named model.safetensors"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no model.safetensors beside its config.json"),
     "empty weights": (lambda folder: os.truncate(folder / WEIGHTS, 0), "can't be loaded: SafetensorError"),
     "half the weights": (lambda folder: os.truncate(folder / WEIGHTS, 5000), "not fully covered"),
     "weights that are none": (lambda folder: (folder / WEIGHTS).write_bytes(bytes(range(256)) * 20), "SafetensorError"),
@@ -274,3 +274,33 @@ def test_sizes_that_no_model_can_have(options, says, up, tmp_path):
     code, said = up("x.csv", f"{{name: bert-nano, options: {options}}}")
     assert code == 2
     assert says in said
+
+
+NET = """\
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.last = nn.Linear(4, 10)
+
+    def forward(self, pixel_values):
+        return self.last(self.conv(pixel_values).mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("method", ["promptfl", "houlsby"])
+def test_a_method_that_cannot_do_with_the_model(method, tmp_path, capsys, monkeypatch):
+    (tmp_path / "convolutional.py").write_text(NET)
+    monkeypatch.delitem(sys.modules, "convolutional", raising=False)
+    path = tmp_path / "federation.yaml"
+    body = FEDERATION.format(data="{dataset: digits}", model="{name: 'convolutional:Net', task: image-classification}")
+    path.write_text(body.replace("method: head", f"method: {method}"))
+    assert command.run(["up", str(path), "--inline", "--runs", str(tmp_path / "runs")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedge: ")]
+    assert len(said) == 1
+    assert f"federation.yaml:6:25: stages.0.method: '{method}' can't do with this model: the parts of a Net" in said[0]
+    assert "what can: " in said[0]
+    assert "fedavg" in said[0].partition("what can: ")[2]
+    assert "fedprompt" not in said[0].partition("what can: ")[2]

@@ -134,6 +134,16 @@ def test_a_death_in_the_middle_of_a_round_changes_nothing(how, federation, inlin
         assert died[0]["detail"] == "killed by signal 9"
 
 
+def test_devices_that_wait_for_a_slot_outlive_the_zygote(federation, inline, command, tmp_path):
+    """They are sent their question when another dies, before their own death is told: both go to one new process."""
+    expected = calm(inline, federation(stage("Struck", 3)), tmp_path)
+    path = federation(stage("Struck", 3, how="zygote", once=f"'{tmp_path / 'struck'}'"))
+    code, out, err = command("up", path, "--slots", 1, "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    assert json.loads(out)["model_sha256"] == expected
+    assert len(events(only_run(tmp_path), "died")) == 4
+
+
 def test_a_zygote_killed_while_it_gets_ready_is_replaced(federation, inline, command, tmp_path):
     path = federation(stage("Alone", 2))
     expected = calm(inline, path, tmp_path)

@@ -23,6 +23,12 @@ class Silent:
     def memory(self):
         return {"d0": 1234}
 
+    def open(self, now):
+        pass
+
+    def reach(self, now):
+        pass
+
     def sending(self):
         return {"d1"}
 

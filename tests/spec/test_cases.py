@@ -6,6 +6,7 @@ To write them anew: ``UPDATE_CASES=1 pytest tests/spec/test_cases.py``; then rea
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,18 @@ def _outcome(case, catalogue):
     return "resolved.yaml", resolved(spec)
 
 
+def _unwrapped(text):
+    """Without the breaks in long lines: where they fall depends on how long the absolute path of this folder is."""
+    return re.sub(r",\n +", ", ", text)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.name)
 def test_case(case, catalogue):
     name, text = _outcome(case, catalogue)
     text = text.replace(f"{case.resolve()}/", "").replace(f"{case}/", "")
     if os.environ.get("UPDATE_CASES"):
         (case / name).write_text(text)
-    assert (case / name).read_text() == text
+    assert _unwrapped((case / name).read_text()) == _unwrapped(text)
     assert (name == "resolved.yaml") == case.name.startswith("good-")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from fedge.errors import ConfigError
 from fedge.spec import LinkSpec, PartitionSpec, load_federation, resolved
+from fedge.spec.device import bundled_profiles, rates_with
 
 CASES = Path(__file__).with_name("cases")
 EVERYTHING = CASES / "good-everything"
@@ -32,7 +33,8 @@ def test_a_hundred_and_one_devices_get_three_digits(catalogue):
 def test_a_group_overrides_its_profile(everything):
     phone = next(device for device in everything.devices if device.group == "phone")
     assert (phone.memory, phone.availability, phone.profile) == (512 * 2**20, 0.8, "pixel-6")
-    assert phone.flops == 95e9
+    assert (phone.stack, phone.rates_basis) == ("pytorch", "class default")
+    assert phone.flops == rates_with(bundled_profiles()["pixel-6"], "pytorch").flops
     assert phone.link == LinkSpec("lte-cat4", 30e6, 8e6, 0.05, 0.015, 0.005)
     own = everything.devices[-1]
     assert (own.flops, own.memory_bandwidth, own.memory) == (9e9, 1.5e9, 256 * 2**20)
@@ -42,7 +44,14 @@ def test_a_group_overrides_its_profile(everything):
 
 def test_a_device_pinned_to_a_gpu_has_its_profile_s_accelerator(everything):
     box = next(device for device in everything.devices if device.group == "box")
-    assert (box.pin, box.flops, box.memory_bandwidth) == ("cuda:0", 440e9, 68e9)
+    rates = rates_with(bundled_profiles()["jetson-orin-nano-8g"], "pytorch-cuda")
+    assert (box.pin, box.stack, box.flops, box.memory_bandwidth) == (
+        "cuda:0",
+        "pytorch-cuda",
+        rates.flops,
+        rates.memory_bandwidth,
+    )
+
     assert (box.idle_power, box.active_power) == (5.0, 25.0)
 
 
@@ -178,3 +187,12 @@ def test_words_that_no_file_can_have(word, catalogue):
             load_federation(good, values, catalogue=catalogue)
     with pytest.raises(ConfigError, match="no such file"):
         load_federation(word, catalogue=catalogue)
+
+
+def test_a_path_typed_with_set_counts_from_where_it_is_typed(catalogue, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text,label\na,0\nb,1\n")
+    monkeypatch.chdir(tmp_path)
+    spec = load_federation(CASES / "good-minimal", ["data.dataset=./rows.csv"], catalogue=catalogue)
+    assert spec.data.dataset == str(tmp_path / "rows.csv")
+    with pytest.raises(ConfigError, match="no such file"):  # from Python: as if the file said it
+        load_federation(CASES / "good-minimal", {"data.dataset": "./rows.csv"}, catalogue=catalogue)

@@ -33,6 +33,7 @@ NEEDED = [
 def test_every_profile_is_whole():
     profiles = bundled_profiles()
     assert set(NEEDED) < set(profiles)
+    assert len(profiles) >= 24
     for name, profile in profiles.items():
         assert profile.name == name
         assert profile.memory <= profile.memory_total

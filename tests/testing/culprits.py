@@ -24,6 +24,10 @@ class Good(BitFit):
 
     card: ClassVar[Card] = CARD
 
+    def personal(self, dev, down):
+        enter(dev, down["weights"])
+        return dev.model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decays(Good):
@@ -290,6 +294,27 @@ class Waits(Good):
         return self.update(srv, state, replies)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forgets(Good):
+    """Taking its own model, a device changes its state."""
+
+    def personal(self, dev, down):
+        dev.state["taken"] = dev.state.get("taken", 0) + 1
+        return super().personal(dev, down)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dices(Good):
+    """A device's own model is another one each time."""
+
+    drawn: ClassVar[count] = count()
+
+    def personal(self, dev, down):
+        model = super().personal(dev, down)
+        model.classifier.bias.data = model.classifier.bias.data + next(self.drawn)
+        return model
+
+
 #: The property that catches each, and words of what is said.
 CAUGHT = [
     (Decays, "still", "two rounds of zero local steps"),
@@ -310,6 +335,8 @@ CAUGHT = [
     (Talkative, "roles", "bytes of meta"),
     (SendsRows, "raw", "sends rows of its"),
     (WritesRows, "raw", "sends rows of its"),
+    (Forgets, "personal", "changes its state"),
+    (Dices, "personal", "differently a second time"),
     (Swells, "bytes", "were counted"),
     (Unexportable, "export", "can't be exported"),
     (Wrapped, "export", "not of the base's architecture"),

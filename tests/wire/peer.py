@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from fedge.wire.blobs import Blob
-from fedge.wire.bus import Line
 from fedge.wire.frames import Kind
+from fedge.wire.line import Line
 
 
 def main(address: str, device: str, incarnation: str) -> None:

@@ -17,9 +17,10 @@ import zmq
 from fedge.errors import FedgeError, ProtocolError
 from fedge.wire import blobs
 from fedge.wire.blobs import Blob
-from fedge.wire.bus import Hub, Line
+from fedge.wire.bus import Hub
 from fedge.wire.exchange import Breach, Delivery, Gone
 from fedge.wire.frames import CHUNK, Kind, Message, encode
+from fedge.wire.line import Line
 from fedge.wire.session import FROM_COORDINATOR, Session
 
 ROOT = Path(__file__).parents[2]
@@ -293,7 +294,7 @@ def test_the_folder_is_private_and_goes(hub):
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        ("tcp://127.0.0.1:5555", "not built"),
+        ("tcp://127.0.0.1:5555", "tcp needs keys"),
         ("inproc://x", "absolute path"),
         ("ipc://@abstract", "absolute path"),
         ("ipc:///tmp/" + "x" * 120, "107"),
@@ -305,8 +306,8 @@ def test_addresses_that_are_refused(address, told):
         Hub(address)
 
 
-def test_a_line_refuses_tcp_too():
-    with pytest.raises(FedgeError, match="CURVE"):
+def test_a_line_refuses_tcp_without_a_key_too():
+    with pytest.raises(FedgeError, match="tcp needs keys"):
         Line("tcp://127.0.0.1:5555", "phone-00", 0)
 
 
@@ -337,8 +338,16 @@ def test_closing_a_line_lets_what_was_posted_leave(hub):
     assert got[1].blob == data
 
 
+def trickle(length, header):
+    return length / (20 * CHUNK)
+
+
+def late(length, header):
+    return 0.8
+
+
 def test_a_paced_line_takes_its_time_for_blobs_only(hub):
-    with Line(hub.address, "phone-00", 0, up=lambda length: length / (20 * CHUNK), down=lambda length: 0.8) as line:
+    with Line(hub.address, "phone-00", 0, up=trickle, down=late) as line:
         line.post(Kind.HELLO)
         gather(hub, 1)
         start = time.monotonic()
@@ -353,6 +362,38 @@ def test_a_paced_line_takes_its_time_for_blobs_only(hub):
         assert time.monotonic() - start < 0.7
         assert line.receive(PATIENCE)[0].blob == noise(10)
         assert time.monotonic() - start > 0.79
+
+
+def test_a_line_that_is_cut_holds_everything_back_and_then_goes_on(hub):
+    with Line(hub.address, "phone-00", 0, beat=0.05) as line:
+        line.post(Kind.HELLO, {})
+        gather(hub, 1)
+        line.weather.cut(0.6)
+        began = time.monotonic()
+        settle(hub, 0.1)  # what had left before
+        line.post(Kind.TELL, {"round": 1}, Blob(b"answer"))
+        hub.post("phone-00", Kind.ASK, {"round": 2}, Blob(b"question"))
+        assert settle(hub, 0.3) == [], "no heartbeat either"
+        [tell] = gather(hub, 1)
+        assert (tell.kind, bytes(tell.blob)) == (Kind.TELL, b"answer")
+        assert time.monotonic() - began >= 0.6
+        assert line.receive(PATIENCE)[0].header == {"round": 2}
+
+
+@pytest.mark.parametrize("length", [10, CHUNK + 1])
+def test_a_spoilt_frame_is_refused_and_the_device_comes_back_as_another(hub, length):
+    with Line(hub.address, "phone-00", 0) as line:
+        line.post(Kind.HELLO, {})
+        gather(hub, 1)
+        line.weather.spoil("7")
+        line.post(Kind.TELL, {}, Blob(noise(length)))
+        [breach] = gather(hub, 1)
+        assert isinstance(breach, Breach)
+        assert "do not have the hash that was announced" in str(breach.error)
+    with Line(hub.address, "phone-00", 1) as line:
+        line.post(Kind.HELLO, {})
+        line.post(Kind.TELL, {}, Blob(noise(length)))
+        assert gather(hub, 2)[1].blob == noise(length)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")

@@ -117,11 +117,13 @@ def figures(ledger: Ledger) -> list[dict[str, Any]]:
     """The share of runs that ended as the undisturbed one, what went otherwise, and how many blows of each kind."""
     rows = ledger.rows
     outcomes = Counter(row["outcome"] for row in rows)
-    share = round(100.0 * outcomes["same"] / len(rows), 2) if rows else 0.0
+    share = round(100.0 * (outcomes["same"] + outcomes["lost"]) / len(rows), 2) if rows else 0.0
+    name = "runs that end with the undisturbed model, or say which device was lost, and leave nothing behind"
     found: list[dict[str, Any]] = [
-        {"name": "runs that end with the undisturbed model and leave nothing behind", "value": share, "unit": "%"}
+        {"name": name, "value": share, "unit": "%"}
         | {"goal": ">= 100", "holds": bool(rows) and share == 100.0, "n": len(rows)}
     ]
+    found += [{"name": f"runs: {outcome}", "value": outcomes[outcome], "unit": "runs"} for outcome in ("same", "lost")]
     for outcome in ("differs", "failed", "hung", "left"):
         count = outcomes[outcome]
         found.append({"name": f"runs: {outcome}", "value": count, "unit": "runs", "goal": "<= 0", "holds": not count})
@@ -139,6 +141,23 @@ def figures(ledger: Ledger) -> list[dict[str, Any]]:
     return found
 
 
+OUTCOMES = ("same", "lost", "differs", "failed", "hung", "left")
+
+
+def matrix(ledger: Ledger) -> list[str]:
+    """Fault by outcome: how often each kind was dealt, and how those runs ended."""
+    counted: dict[str, Counter[str]] = {}
+    for row in ledger.rows:
+        for one in row["struck"]:
+            counted.setdefault(one["victim"], Counter()).update([row["outcome"]])
+        if not row["struck"]:  # it had ended before
+            counted.setdefault("(nobody)", Counter()).update([row["outcome"]])
+    lines = [f"{'fault':15} {'times':>6}" + "".join(f" {outcome:>8}" for outcome in OUTCOMES)]
+    for victim, found in sorted(counted.items()):
+        lines.append(f"{victim:15} {found.total():6}" + "".join(f" {found[outcome]:8}" for outcome in OUTCOMES))
+    return lines
+
+
 def table(ledger: Ledger) -> list[str]:
     """For each kind of victim and where the run stood: how often it was struck, and how those runs ended."""
     counted: dict[tuple[str, str], Counter[str]] = {}
@@ -153,7 +172,7 @@ def table(ledger: Ledger) -> list[str]:
     lines += [
         f"run {row['run']}: {row['outcome']}: {row['detail']} (struck: {dealt(row['struck'])})"
         for row in ledger.rows
-        if row["outcome"] != "same"
+        if row["outcome"] not in ("same", "lost")
     ]
     return lines
 

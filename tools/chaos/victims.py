@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import psutil
 
+#: What tells a device of a warm campaign that its line is cut for a while, for long, or spoils a frame.
+CUT, CUT_LONG, SPOIL = int(signal.SIGUSR1), int(signal.SIGRTMIN) + 1, int(signal.SIGUSR2)
+
 
 @dataclass(frozen=True)
 class Victim:
@@ -69,15 +72,23 @@ def _running(found: Callable[[int], list[psutil.Process]]) -> Callable[[int], li
     return those
 
 
-#: What can be struck: who is meant, and the signal.
-KINDS: dict[str, tuple[Callable[[int], list[psutil.Process]], signal.Signals]] = {
+#: What can be struck by a signal: who is meant, and the signal's number.
+KINDS: dict[str, tuple[Callable[[int], list[psutil.Process]], int]] = {
     "launcher": (_launcher, signal.SIGKILL),
     "zygote": (zygotes, signal.SIGKILL),
     "device": (devices, signal.SIGKILL),
     "frozen-device": (_running(devices), signal.SIGSTOP),
     "frozen-zygote": (_running(zygotes), signal.SIGSTOP),
+    "partition": (_running(devices), CUT),
+    "long-partition": (_running(devices), CUT_LONG),
+    "corrupt": (_running(devices), SPOIL),
 }
-USUAL = ("launcher", "zygote", "device")
+#: The run's own disk, which is filled to the last byte.
+DISK = "disk"
+#: Those that only devices of a warm campaign know what to make of.
+WARM = ("partition", "long-partition", "corrupt")
+COLD = ("launcher", "zygote", "device")
+USUAL = (*COLD, "frozen-device", *WARM, DISK)
 
 
 def strike(launcher: int, kinds: Sequence[str], chance: random.Random) -> Victim | None:

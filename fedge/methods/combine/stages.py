@@ -15,7 +15,7 @@ from fedge.core.method import Card, Device, Method, Replies, Server, State, Talk
 from fedge.core.payload import Payload
 from fedge.methods.make import make
 from fedge.methods.tuning import Tuning, average, doc, start_of
-from fedge.models.lora import merge
+from fedge.models.lora import factors, merge
 from fedge.models.names import load
 
 
@@ -49,6 +49,8 @@ class Stages(Method):
         if len(self.switch) != len(parts) - 1 or list(self.switch) != sorted(set(self.switch)):
             raise ValueError(f"{len(parts)} methods need {len(parts) - 1} rising rounds in 'switch'")
         object.__setattr__(self, "of", parts)
+        if any(part.card.final != "plain" for part in parts):
+            object.__setattr__(self, "card", replace(type(self).card, final="extended"))
 
     @property
     def parts(self) -> tuple[Tuning, ...]:
@@ -95,9 +97,13 @@ class Stages(Method):
         return average(srv, state, replies)
 
     def final(self, srv: Server, state: State) -> nn.Module:
-        return merge(self.adapter(srv, state))
+        return merge(self._trained(srv, state))
 
-    def adapter(self, srv: Server, state: State) -> nn.Module:
+    def adapter(self, srv: Server, state: State) -> nn.Module | None:
+        model = self._trained(srv, state)
+        return model if factors(model) and self.card.final == "plain" else None
+
+    def _trained(self, srv: Server, state: State) -> nn.Module:
         model = srv.model()
         load(model, state["weights"])
         return model

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from fedge.core.fit import fit
-from fedge.core.method import Card, Device, State, Talk
+from fedge.core.method import Card, Device, Talk
 from fedge.core.payload import Payload, Tree
 from fedge.methods.customize.fedavg import FedAvg
 from fedge.methods.tuning import doc, leave, proximal, start_of
@@ -65,6 +65,6 @@ class Ditto(FedAvg):
             spans=dev.meter,
         )
 
-    def personal(self, dev: Device, state: State) -> nn.Module:
+    def personal(self, dev: Device, down: Payload) -> nn.Module:
         load(dev.model, dev.state.get("own", {}))
         return dev.model

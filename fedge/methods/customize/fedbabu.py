@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from fedge.core.method import Card, Device, State
+from fedge.core.method import Card, Device
+from fedge.core.payload import Payload
 from fedge.methods.customize.fedavg import FedAvg
 from fedge.methods.customize.fedper import heads
 from fedge.methods.tuning import doc
@@ -44,9 +45,9 @@ class FedBABU(FedAvg):
                 parameter.requires_grad_(False)
         return built
 
-    def personal(self, dev: Device, state: State) -> nn.Module:
+    def personal(self, dev: Device, down: Payload) -> nn.Module:
         model = dev.model
-        attach(model, {name: state["weights"][name] for name in state["changed"]})
+        attach(model, down["weights"])
         own = heads(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(own))

@@ -7,7 +7,7 @@ on the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -19,8 +19,7 @@ from fedge.core.fit import Batch, fit
 from fedge.core.fold import weighted_mean
 from fedge.core.method import Card, Device, Method, Replies, Rows, Server, State
 from fedge.core.payload import Payload
-from fedge.core.task import Task
-from fedge.errors import MethodError
+from fedge.methods.distil import beside, logits_on, shared_rows
 from fedge.methods.tuning import doc, start_of
 from fedge.models.names import load, trainable
 
@@ -59,8 +58,7 @@ class FedMD(Method):
         return base.requires_grad_(True)
 
     def init(self, srv: Server) -> State:
-        if srv.public is None or not len(srv.public):
-            raise MethodError("fedmd needs rows that all share", hint="set data.public: 256, say")
+        shared_rows(srv, "fedmd")
         return {"consensus": {}, "student": start_of(srv.model())}
 
     def down(self, srv: Server, state: State, device: str) -> Payload:
@@ -96,12 +94,12 @@ class FedMD(Method):
         """Fit ``model`` to the logits ``target [rows, classes]`` on the public rows."""
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            inputs = {k: v for k, v in batch.items() if k not in ("labels", "target")}
+            inputs = {name: column for name, column in batch.items() if name != "target"}
             return functional.l1_loss(model(**inputs).logits, batch["target"])
 
         fit(
             model,
-            _with_target(public, target, self.batch, generator),
+            beside(public, {"target": target}, self.batch, generator),
             loss=loss,
             optimizer=torch.optim.Adam(trainable(model).values(), lr=self.lr),
             steps=self.digest,
@@ -113,21 +111,6 @@ class FedMD(Method):
         load(model, state["student"])
         return model
 
-    def personal(self, dev: Device, state: State) -> nn.Module:
+    def personal(self, dev: Device, down: Payload) -> nn.Module:
         load(dev.model, dev.state.get("weights", {}))
         return dev.model
-
-
-@torch.no_grad()
-def logits_on(model: nn.Module, task: Task, rows: Rows, size: int = 64) -> Tensor:
-    """The model's logits ``[rows, classes]`` on rows in their order, without dropout."""
-    model.eval()
-    return torch.cat([model(**task.inputs(chunk)).logits for chunk in rows.chunks(size)])
-
-
-def _with_target(public: Rows, target: Tensor, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    while True:
-        order = torch.randperm(len(public), generator=generator)
-        for start in range(0, len(public) - size + 1, size) or (0,):
-            index = order[start : start + size]
-            yield {**next(public.take(index).chunks(size)), "target": target[index]}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from fedge.core.method import Card, Device, Method, Server, State, Talk
@@ -63,10 +62,9 @@ class FedPer(Tuning):
         """The round's training of body and head."""
         self.train(dev, dev.task.loss, start)
 
-    def personal(self, dev: Device, state: State) -> nn.Module:
-        with torch.no_grad():
-            attach(dev.model, {name: state["weights"][name] for name in state["changed"]})
-            load(dev.model, dev.state.get("head", {}))
+    def personal(self, dev: Device, down: Payload) -> nn.Module:
+        attach(dev.model, down["weights"])
+        load(dev.model, dev.state.get("head", {}))
         return dev.model
 
 

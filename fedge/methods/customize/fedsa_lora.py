@@ -62,8 +62,8 @@ class FedSALoRA(LoRA):
         attach(dev.model, own)
         return {name: own.get(name, tensor) for name, tensor in start.items()}
 
-    def personal(self, dev: Device, state: State) -> nn.Module:
-        attach(dev.model, {**{n: state["weights"][n] for n in state["changed"]}, **dev.state.get("own", {})})
+    def personal(self, dev: Device, down: Payload) -> nn.Module:
+        attach(dev.model, {**down["weights"], **dev.state.get("own", {})})
         return merge(dev.model)
 
 

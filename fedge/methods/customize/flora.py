@@ -60,8 +60,8 @@ class FLoRA(LowRank):
 
     def enter(self, dev: Device, down: Payload) -> Tree:
         with dev.meter.span("load"):
-            heads = catch_up(dev, down)
-            start = enter(dev, heads)
+            # in a mixed cohort the base comes as it stands, without a history
+            start = enter(dev, catch_up(dev, down) if "version" in down.meta else down["weights"])
         if self.redraw:
             for name, parameter in trainable(dev.model).items():
                 if ".lora_A." in name:
@@ -69,7 +69,8 @@ class FLoRA(LowRank):
         return start
 
     def answer(self, dev: Device, start: Tree) -> Payload:
-        return replace(super().answer(dev, start), meta={"version": dev.state["version"]})
+        reply = super().answer(dev, start)
+        return replace(reply, meta={"version": dev.state["version"]}) if "version" in dev.state else reply
 
     def update(self, srv: Server, state: State, replies: Replies) -> State:
         added = {name: stacked(shares(terms, self.scale)) for name, terms in trained(replies.values()).items()}

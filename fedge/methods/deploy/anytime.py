@@ -1,106 +1,90 @@
-"""Exits at several depths, trained by devices of several depths (after Liu et al. 2022, arXiv 2212.04084; first form).
+"""Inference at anytime and anywhere: exits that accumulate class tokens (Liu et al. 2022, arXiv 2212.04084).
 
-The backbone is frozen; after block l of each exit a head ``linear(norm(pool(h_l)))`` predicts, and after the last block
-the model's own head, which is trained as the last exit. A device of depth D holds only the blocks up to D and trains
-the exits l ≤ D with ``Σ_{l ≤ D} CE(logits_l, y)``; a head is the mean over those who trained it.
+The backbone is frozen. After each block an adapter, a narrow transformer layer over the class tokens of the blocks so
+far, makes an early prediction and changes the class token that goes on (``models.accumulator`` has the formulas, after
+the same group's ReeFL). A device of depth D holds the blocks up to D and trains adapter, head, token and positions with
+``Σ_{exits l ≤ D} CE(logits_l, y)``; each is the mean over those who trained it.
+
+Survey and paper differ. In the paper a device answers alone, from the exit that it can afford (``ensemble: none``; its
+successors average a device's exits, ``exits``). The survey (arXiv 2509.05142) reads it as the average of the clients'
+predictions, each from its own depth: ``ensemble: clients`` judges the model so, with the depths of the last round's
+devices, and ``fedge infer RUN --federated`` does it over the devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedge.core.fields import doc
 from fedge.core.fit import Batch
-from fedge.core.method import Card, Device, Method, Server, State
-from fedge.core.payload import Payload
-from fedge.methods.tuning import Tuning, enter, leave
-from fedge.models.anatomy import anatomy
-from fedge.models.exits import MultiExit
+from fedge.core.method import Card, Replies, Server, State
+from fedge.methods.exits import Exits
+from fedge.models.exits import Form
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anytime(Tuning):
-    """Exit heads after the blocks ``exits`` (counted from 1); the variants stop at a shallower exit."""
+class Anytime(Exits):
+    """Exits that read the class tokens of all blocks before them."""
 
-    exits: tuple[int, ...] = field(default=(2, 4, 6), metadata=doc("blocks after which there is an exit"))
-    deepest: int | None = field(default=None, metadata=doc("the last exit that this device holds"))
     lr: float = field(default=1e-2, metadata=doc("learning rate on the device"))
-    backbone: bool = field(default=False, metadata=doc("train the blocks up to the device's last exit too"))
+    shared: bool = field(default=True, metadata=doc("one adapter for all blocks; false: one for each"))
+    modulate: bool = field(default=True, metadata=doc("adapters change the class token that goes into the next block"))
+    ensemble: Literal["none", "exits", "clients"] = field(
+        default="none",
+        metadata=doc(
+            "what is judged: the last exit, the mean of the exits, or of the devices at theirs",
+            *("none", "exits", "clients"),
+        ),
+    )
 
     card: ClassVar[Card] = Card(
-        name="Inference at anytime and anywhere (exit heads)",
-        summary="exit heads after several blocks, each trained by the devices that reach so deep",
-        paper="Liu et al. 2022, arXiv 2212.04084",
+        name="Inference at anytime and anywhere",
+        summary="a frozen model whose exits accumulate class tokens, each device as deep as it reaches",
+        paper="Liu et al. 2022, arXiv 2212.04084; Lee et al. 2024 (ReeFL, ICML) for the adapter's form",
         stages=("deploy",),
         path="deploy",
-        leaves=("the change of the exits' heads", "number of rows"),
+        leaves=("the change of adapters and head, up to the device's depth", "number of rows"),
         stars=(1, 1, 1),
         deviations=(
-            "one head an exit instead of the paper's accumulator of class tokens",
-            "no modulation of the forward pass",
+            "no code of the paper is public: the adapter is the one of its successor ReeFL, shared by all blocks "
+            "(shared: false has one for each, as the abstract says)",
+            "both branches of the adapter start at zero and the head at the model's own, so that the last exit begins "
+            "near what the model says",
+            "where a model has no class token, the mean of its tokens is changed instead; in a language model, each",
+            "a fixed number of local AdamW steps; the release has SGD with gradients clipped by value",
         ),
-        tasks=("image-classification", "text-classification"),
+        tasks=("image-classification", "text-classification", "causal-lm", "masked-lm"),
         family="own",
         final="exits",
     )
     linear: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.exits or list(self.exits) != sorted(set(self.exits)) or self.exits[0] < 1:
-            raise ValueError(f"exits are rising block numbers from 1, not {list(self.exits)}")
+    @property
+    def form(self) -> Form:
+        return Form("accumulator", self.shared, self.modulate)
 
-    def variants(self) -> Sequence[Method]:
-        small = max(1, self.batch // 4)
-        rungs = [replace(self, deepest=depth) for depth in (None, *reversed(self.exits))]
-        return [rungs[0], *(replace(rung, micro_batch=small) for rung in rungs)]
+    def update(self, srv: Server, state: State, replies: Replies) -> State:
+        depths = Counter(str(self.depth_of(srv, device)) for device in replies if device in srv.variants)
+        return {**super().update(srv, state, replies), "depths": dict(sorted(depths.items()))}
 
-    def build(self, base: nn.Module) -> nn.Module:
-        model = base if isinstance(base, MultiExit) else MultiExit(base, self.exits, _classes(base))
-        if self.deepest is not None:
-            model = model.cut(self.deepest)
-        parts = anatomy(model)
-        heads = ("exits.", *parts.head_prefixes)
-        trained = (*heads, *parts.layer_prefixes) if self.backbone else heads
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(trained))
+    def final(self, srv: Server, state: State) -> nn.Module:
+        model = super().final(srv, state)
+        # None, a device of full depth, is the last exit
+        asked = {str(point): state.get("depths", {}).get(str(point), 0) for point in model.points}
+        asked[str(model.points[-1])] += state.get("depths", {}).get("None", 0)
+        model.devices = [asked[str(point)] for point in model.points]
         return model
 
-    def down(self, srv: Server, state: State, device: str) -> Payload:
-        variant = srv.variants[device]
-        last = variant.deepest if isinstance(variant, Anytime) else None
-        if last is None:
-            return super().down(srv, state, device)
-        parts = anatomy(srv.base())
-        if last == parts.depth:
-            return super().down(srv, state, device)
-        held = (*(f"exits.{block}." for block in self.exits if block <= last), *parts.layer_prefixes[:last])
-        return Payload({"weights": {n: state["weights"][n] for n in state["changed"] if n.startswith(held)}})
-
-    def client(self, dev: Device, down: Payload) -> Payload:
-        start = enter(dev, down["weights"])
-
-        def loss(model: nn.Module, batch: Batch) -> Tensor:
-            logits = model(**dev.task.inputs(batch))
-            return self.exits_loss(dev, logits, batch)
-
-        self.train(dev, loss, start)
-        return leave(dev, start)
-
-    def exits_loss(self, dev: Device, logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        """What the device's exits, shallowest first, are trained with."""
-        return torch.stack([dev.task.loss_of(each, batch["labels"]) for each in logits]).sum()
-
     def predict(self, model: nn.Module, inputs: Batch) -> Tensor:
-        deepest: Tensor = model(**inputs)[-1]
-        return deepest
-
-
-def _classes(base: nn.Module) -> int:
-    config: Any = base.config
-    return int(config.num_labels)
+        logits = torch.stack(model(**inputs))
+        if self.ensemble == "none":
+            return logits[-1]
+        votes = torch.ones(len(logits))
+        if self.ensemble == "clients" and sum(getattr(model, "devices", ())):
+            votes = torch.tensor(model.devices, dtype=logits.dtype)
+        return torch.einsum("e,e...->...", votes / votes.sum(), logits)

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import exp
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedge.core.fields import doc
 from fedge.core.fit import Batch
 from fedge.core.method import Card, Device
-from fedge.methods.deploy.anytime import Anytime
-from fedge.methods.deploy.joint import divergence
+from fedge.methods.exits import Exits, Lesson, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthFL(Anytime):
+class DepthFL(Exits):
     """Blocks and exits together, every exit a teacher of the others."""
 
     backbone: bool = field(default=True, metadata=doc("train the blocks up to the device's last exit too"))
@@ -42,10 +39,10 @@ class DepthFL(Anytime):
             "the mean is weighted by rows; the release counts devices",
             "an exit is a norm and a linear layer, without the paper's bottleneck",
         ),
-        tasks=("image-classification", "text-classification"),
         family="own",
         final="exits",
     )
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,17 +51,17 @@ class DepthFL(Anytime):
 
     def teaching(self, round: int) -> float:
         """c_r: .0067 in the first round of 300, 1 at the ramp's end."""
-        return exp(-5 * (1 - min(round, self.ramp) / self.ramp) ** 2)
+        return ramp(round, self.ramp)
 
     def exits_loss(self, dev: Device, logits: Sequence[Tensor], batch: Batch) -> Tensor:
         loss = super().exits_loss(dev, logits, batch)
         if len(logits) == 1:
             return loss
-        logs = [functional.log_softmax(each, -1) for each in logits]
+        lesson = Lesson(dev.task, logits, batch)
         taught = [
-            divergence(teacher.detach(), student)
-            for i, student in enumerate(logs)
-            for j, teacher in enumerate(logs)
+            lesson.divergence(teacher, student)
+            for i, student in enumerate(lesson.logs)
+            for j, teacher in enumerate(lesson.logs)
             if i != j
         ]
         return loss + self.teaching(dev.round) / (len(logits) - 1) * torch.stack(taught).sum()

@@ -17,16 +17,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedge.core.fields import doc
 from fedge.core.fit import Batch
 from fedge.core.method import Card, Device
-from fedge.methods.deploy.anytime import Anytime
+from fedge.methods.exits import Exits, Lesson
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joint(Anytime):
+class Joint(Exits):
     """Blocks and exits together; ``distil`` weighs what earlier exits learn from the device's last one."""
 
     backbone: bool = field(default=True, metadata=doc("train the blocks up to the device's last exit too"))
@@ -42,10 +41,10 @@ class Joint(Anytime):
         path="deploy",
         leaves=("the change of blocks and exits up to the device's depth", "number of rows"),
         deviations=("both papers train in one place; federated by coverage averaging over depth",),
-        tasks=("image-classification", "text-classification"),
         family="own",
         final="exits",
     )
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,12 +59,7 @@ class Joint(Anytime):
         loss = torch.stack(losses).sum() / sum(weights)
         if len(logits) == 1 or not self.distil:
             return loss
-        teacher = functional.log_softmax(logits[-1].detach() / self.temperature, -1)
-        students = [functional.log_softmax(each / self.temperature, -1) for each in logits[:-1]]
-        taught = torch.stack([divergence(teacher, student) for student in students]).mean()
+        lesson = Lesson(dev.task, logits, batch, self.temperature)
+        *students, teacher = lesson.logs
+        taught = torch.stack([lesson.divergence(teacher, student) for student in students]).mean()
         return loss + self.distil * self.temperature**2 * taught
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher ‖ student), both as logarithms of probabilities ``[rows, classes]``, mean over the rows."""
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

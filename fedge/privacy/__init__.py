@@ -1,0 +1,1 @@
+"""Differential privacy: clipping, noise, and how much of a budget rounds have spent. Knows core alone."""
