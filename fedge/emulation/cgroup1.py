@@ -98,6 +98,7 @@ class Cgroup1:
 
     parent: Path
     name: str = "cgroup1"
+    burst: int = 0
     groups: list[Group] = field(default_factory=list)
     _top: Path | None = None
 

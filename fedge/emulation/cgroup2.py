@@ -113,6 +113,7 @@ class Cgroup2:
     top: Path
     """where the hierarchy is mounted"""
     name: str = "cgroup2"
+    burst: int = 0
     groups: list[Group] = field(default_factory=list)
     _run: Path | None = None
     _leaf: Path | None = None

@@ -235,6 +235,11 @@ class Rlimit:
     def name(self) -> str:
         return "rlimit" if self.enforce else "none"
 
+    @property
+    def burst(self) -> int:
+        """Bytes that a device may take between two looks, and be killed for at the second."""
+        return HEADROOM
+
     def open(self, run: str, device: str, incarnation: int) -> Group:
         """A group of its own for the device; nothing is made on disk."""
         label = f"{folder.run_name(run)}/{folder.group_name(device, incarnation)}"

@@ -54,8 +54,13 @@ def _memory() -> Iterator[Finding]:
             yield Finding("memory", name, False, False, detail=str(error))
             continue
         limit = wall.PROOF_LIMIT
+        late = (
+            f"a burst may pass the limit by up to {format_bytes(found.burst)} for a moment; it is judged all the same"
+        )
+        detail = late if found.burst else None
         # some pages of the child's own are counted too
-        yield Finding("memory", name, True, not chosen, format_bytes(limit), format_bytes(taken), taken / limit - 1)
+        shown = format_bytes(limit), format_bytes(taken), taken / limit - 1
+        yield Finding("memory", name, True, not chosen, *shown, detail)
         chosen = True
     pinned = can_pin()
     advice = None if pinned else "no glibc: a device holds up to twice what is alive in it; leave room in its budget"

@@ -17,7 +17,9 @@ def test_every_mechanism_is_tried_and_the_first_wall_that_works_is_used():
     assert [row["used"] for row in working] == [True] + [False] * (len(working) - 1)
     assert wall.choose().name == working[0]["mechanism"]
     for row in working:
-        assert row["error"] <= 0  # nobody gets past a wall
+        burst = wall.find(row["mechanism"]).burst
+        assert row["error"] <= burst / wall.PROOF_LIMIT, "nobody gets past a wall by more than it says"
+        assert bool(burst) == bool(row["detail"])
     assert {row["mechanism"] for row in found if row["limit"] == "processor"} == set(quota.KINDS)
     paced = [row for row in found if row["limit"] == "network"]
     assert [row["mechanism"] for row in paced] == ["paced messages", "paced round trip"]
