@@ -100,7 +100,11 @@ class Launch:
         self.watch = Watch(folder, spec.name, [stage.rounds for stage in spec.stages], self.elapsed, see)
 
     def run(self) -> Run:
-        """All stages; the summary says how it ended, whatever happens."""
+        """All stages; the summary says how it ended, whatever happens.
+
+        Raises what ``up`` does; Interrupted also where a signal came too late to stop anything: then the run is done,
+        and it is the caller who must not go on.
+        """
         status, trouble = "failed", ""
         try:
             self._write_summary("running")
@@ -108,7 +112,7 @@ class Launch:
             with self._signals():
                 self._stages()
             status = "done"
-        except Interrupted as error:
+        except (Interrupted, KeyboardInterrupt) as error:
             status = "interrupted"
             raise Interrupted("interrupted", hint=f"fedge up --resume {self.folder.path} goes on") from error
         except InfeasibleError as error:
@@ -140,6 +144,8 @@ class Launch:
                     raise  # else what went wrong before is the thing to say
             finally:
                 self.watch.enter("ended")
+        if self.stopping:
+            raise Interrupted("interrupted when the run was done", hint=f"fedge report {self.folder.path} shows it")
         return Run(self.folder.path, self.folder.read_json("summary.json"))
 
     def elapsed(self) -> float:
@@ -160,10 +166,10 @@ class Launch:
         self.prepared = self._prepare()
         task = self.prepared.data.task
         self.checkpoint.task, self.checkpoint.classes = task.kind, 0 if task.generative else task.classes
-        self.watch.enter("planning")
+        self._begin("planning")
         all_briefs = self.briefs = briefs(self.prepared, self._say_passing)
         self._leave_plan(all_briefs)
-        self.watch.enter("baselines")
+        self._begin("baselines")
         if self.spec.evaluate.baselines and not self.checkpoint.baselines:
             self._baselines()
         base = self.prepared.loaded.model
@@ -177,6 +183,15 @@ class Launch:
         with Hub(self.left.address) as hub:
             for brief in all_briefs[self.checkpoint.stage :]:
                 base = self._stage(brief, base, hub)
+
+    def _begin(self, phase: str) -> None:
+        """Enter a phase between which and the last one a run may be left as it is."""
+        self._heed()
+        self.watch.enter(phase)
+
+    def _heed(self) -> None:
+        if self.stopping:
+            raise Interrupted("interrupted")
 
     def _prepare(self) -> Prepared:
         return prepare(self.spec, self._say_passing)
@@ -217,6 +232,7 @@ class Launch:
         return list(reversed(kinds.values()))
 
     def _stage(self, brief: Brief, base: nn.Module, hub: Hub | None) -> nn.Module:
+        self._heed()
         self.say(f"stage {brief.index}: {brief.stage} with {brief.key}, {brief.rounds} rounds")
         stage = Stage(
             brief,
@@ -466,7 +482,11 @@ class Launch:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C ends the round and keeps a checkpoint; the second ends the command; the third kills it."""
+        """The first Ctrl-C ends the round and keeps a checkpoint; the second ends the command; the third kills it.
+
+        The second is raised as KeyboardInterrupt, since many a place takes any Exception for the failure of what it
+        tried (a method's code, a library's) and goes on.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -479,9 +499,9 @@ class Launch:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             if heard == 2:
-                raise Interrupted("interrupted")
+                raise KeyboardInterrupt
             self.stopping = True
-            self.say("stopping after this round (again to stop at once)")
+            self.say(f"stopping after this {'round' if self.briefs else 'step'} (again to stop at once)")
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedge.errors import FedgeError, Interrupted
+from fedge.errors import FedgeError
 from fedge.run.folder import LOG, RunFolder
 from fedge.run.host import check_host, note_host
 from fedge.run.limits import clear, footprint, limits_of
@@ -78,7 +78,8 @@ def up(
     """Run a federation to its end. ``say`` gets lines of progress, ``see`` some snapshots a second.
 
     Raises ConfigError for a wrong file, InfeasibleError when too few devices can take part, LimitError when a wall
-    can't be had, Interrupted after Ctrl-C, MethodError for a method's own failure; the run folder says the same.
+    can't be had, Interrupted after Ctrl-C or SIGTERM, MethodError for a method's own failure; the run's
+    folder says the same.
     """
     if options.resume is not None:
         clear(RunFolder(options.resume), say)  # also where the launcher was killed before there was anything to resume
@@ -121,12 +122,8 @@ def _logged(folder: RunFolder, say: Say) -> Say:
 
     def both(line: str) -> None:
         say(line)
-        try:
+        with suppress(FedgeError):  # a full disk, most likely: what matters more will fail of it
             folder.append_line(LOG, line)
-        except Interrupted:  # a second Ctrl-C while the first is answered
-            raise
-        except FedgeError:
-            pass  # a full disk, most likely: what matters more will fail of it
 
     return both
 

@@ -153,3 +153,17 @@ class Struck(Remembers):
     def _launcher(self) -> int:
         path = Path(self.once + ".launcher")
         return int(path.read_text()) if path.exists() else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rings(Alone):
+    """Two Ctrl-Cs reach the process that first runs its client, which is the planner; ``once`` is made by it."""
+
+    once: str
+
+    def client(self, dev: Device, down: Payload) -> Payload:
+        if not Path(self.once).exists():
+            Path(self.once).touch()
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().client(dev, down)

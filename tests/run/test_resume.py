@@ -208,6 +208,38 @@ def test_ctrl_c_ends_the_round_and_says_how_to_go_on(federation, inline, tmp_pat
     assert sha(resume(inline, tmp_path)) == expected
 
 
+def test_a_signal_in_the_last_round_is_told_to_the_caller_of_a_run_that_is_done(federation, inline, tmp_path):
+    def say(line):
+        if "round 2/2" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="the run was done"):
+        inline(federation(stage("Remembers", 2)), say)
+    assert sha(resume(inline, tmp_path))
+
+
+def test_a_signal_before_the_rounds_ends_the_run_before_any_stage_begins(federation, inline, tmp_path):
+    said = []
+
+    def say(line):
+        said.append(line)
+        if not any("stopping" in earlier for earlier in said):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="fedge up --resume"):
+        inline(federation(stage("Remembers", 2)), say)
+    assert "stopping after this step (again to stop at once)" in said
+    assert not any(line.startswith("stage 0") for line in said)
+    assert sha(resume(inline, tmp_path))
+
+
+def test_a_second_ctrl_c_is_not_taken_for_the_failure_of_what_it_struck(federation, inline, tmp_path):
+    said = []
+    with pytest.raises(Interrupted, match="fedge up --resume"):
+        inline(federation(stage("Rings", once=f"'{tmp_path / 'once'}'")), said.append)
+    assert said[-1] == "stopping after this step (again to stop at once)"
+
+
 def test_a_run_that_is_done_stays_as_it_is(federation, inline, tmp_path):
     run = inline(federation(stage("bitfit", 1)))
     again = inline(None, resume=run.folder)
