@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from importlib import import_module
@@ -43,23 +44,24 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
     Raises ConfigError, with the place in the file, for methods that don't do the task and for candidates that can't
     share a round.
     """
-    at = f"stages.{stage.index}"
-    written = [(key, _made(spec, at, key, options)) for key, options in stage.methods()]
-    for key, method in written:
+    written = [(key, _made(spec, stage, number, key, options)) for number, (key, options) in enumerate(stage.methods())]
+    for number, (key, method) in enumerate(written):
         if task == "image-classification" and (name := _about_texts(method)) is not None:
-            hint = "leave it out; depth, rows at once and steps work on images too"
-            raise ConfigError(spec.problem(f"{at}.{name}", f"{name}: images have no length to cut", hint=hint))
+            message, hint = f"{name}: images have no length to cut", "depth, rows at once and steps work on images too"
+            place = _place(spec, stage, number, name)
+            raise ConfigError(spec.problem(place, message, hint=f"leave it out; {hint}"))
         if task not in method.card.tasks:
             others, tasks = ", ".join(method.card.alternatives), ", ".join(method.card.tasks)
             hint = f"what can: {others}" if others else f"it does {tasks}"
-            raise ConfigError(spec.problem(f"{at}.method", f"'{key}' can't do {task}", hint=hint))
+            place = _place(spec, stage, number, None)
+            raise ConfigError(spec.problem(place, f"'{key}' can't do {task}", hint=hint))
     if stage.method != "auto":
         key, method = written[0]
         return method, [(key, method, variant) for variant in scaled(method.variants())]
     if (found := clash([method for _, method in written])) is not None:
         key, why = written[found[0]][0], found[1]
         message = f"'{key}' can't share a round with others: {why}"
-        place = f"{at}.candidates.{found[0]}"
+        place = _place(spec, stage, found[0], None)
         raise ConfigError(spec.problem(place, message, hint=f"give it a stage of its own: method: {key}"))
     mixed = Mixed(members=tuple(method for _, method in written if isinstance(method, Tuning)))
     keys = [key for (key, _), member in zip(written, mixed.members, strict=True) for _ in scaled(member.variants())]
@@ -75,11 +77,32 @@ def _about_texts(method: Method) -> str | None:
     return "scale_length" if inner.scale_length else "length" if inner.length < 1 else None
 
 
-def _made(spec: FederationSpec, at: str, key: str, options: dict[str, Any]) -> Method:
+def _made(spec: FederationSpec, stage: StageSpec, number: int, key: str, options: dict[str, Any]) -> Method:
+    """One of the stage's methods; what is wrong with it is placed at the key to blame."""
     try:
-        return make(key, dict(options))
+        return make(key, options)
     except ConfigError as error:
-        raise ConfigError([spec.problem(f"{at}.method", problem.message) for problem in error.problems]) from error
+        place = _place(spec, stage, number, _to_blame(key, options))
+        raise ConfigError([spec.problem(place, problem.message) for problem in error.problems]) from error
+
+
+def _place(spec: FederationSpec, stage: StageSpec, number: int, option: str | None) -> str:
+    """The key that holds an option of one of the stage's methods: its own, or the stage's; None: that names it."""
+    at = f"stages.{stage.index}"
+    offer = f"{at}.candidates.{number}"
+    if option is None:
+        return offer if stage.candidates else f"{at}.method"
+    own = [path for path in spec.source.places if path.startswith(f"{offer}.") and path.endswith(f".{option}")]
+    return own[0] if own else f"{at}.{option}"
+
+
+def _to_blame(key: str, options: dict[str, Any]) -> str | None:
+    """The first option without which the method can be made; None where more than one is wrong."""
+    for name in options:
+        with suppress(ConfigError):
+            make(key, {other: value for other, value in options.items() if other != name})
+            return name
+    return None
 
 
 def menu_of(

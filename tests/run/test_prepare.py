@@ -304,3 +304,28 @@ def test_a_method_that_cannot_do_with_the_model(method, tmp_path, capsys, monkey
     assert "what can: " in said[0]
     assert "fedavg" in said[0].partition("what can: ")[2]
     assert "fedprompt" not in said[0].partition("what can: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("method: lora, length: 2", "6:39: stages.0.length: method 'lora': length is a share of each text in (0, 1]"),
+        ("method: lora, length: 2, depth: 3", "6:25: stages.0.method: method 'lora': depth is a share"),
+        (
+            "method: auto, candidates: [head, {lora: {length: 2}}]",
+            "6:66: stages.0.candidates.1.lora.length: method 'lora': length is a share",
+        ),
+        ("method: auto, candidates: [head, lora], length: 2", "6:65: stages.0.length: method 'head': length is a"),
+        (
+            "method: auto, candidates: [head, lora], depth: 3, length: 2",
+            "6:44: stages.0.candidates.0: method 'head': depth is a",
+        ),
+    ],
+)
+def test_a_field_that_the_method_does_not_take_is_named_where_it_stands(body, said, tmp_path, capsys):
+    path = tmp_path / "federation.yaml"
+    (tmp_path / "d.csv").write_text(ROWS)
+    text = FEDERATION.format(data="{dataset: d.csv, text: text, label: label}", model="bert-nano")
+    path.write_text(text.replace("{method: head", "{" + body).replace(", rounds: 1, steps: 1", ""))
+    assert command.run(["plan", str(path)]) == 2
+    assert f"federation.yaml:{said}" in capsys.readouterr().err
