@@ -54,17 +54,36 @@ def test_what_is_planted_is_found_noted_and_played_again(tmp_path):
     assert figures["fuzz.planted.findings"]["holds"] is False
 
 
-def test_what_hangs_is_a_finding(monkeypatch):
+@pytest.mark.parametrize("work", [True, False])
+def test_what_hangs_is_a_finding_at_work_or_waiting(work, monkeypatch):
+    monkeypatch.setattr(campaign, "SLOW" if work else "PATIENCE", 0.05)
+    target = Planted()
+
+    def case(draw):
+        target.counted += 1
+        if not work:
+            time.sleep(5)
+        while work:
+            pass
+
+    target.case = case
+    out = campaign.run(target, 1, 0, None, lambda line: None)
+    assert out.findings[0]["error"] == f"Hung: more than 0.05 s{' at work' if work else ''}"
+
+
+def test_a_case_that_a_busy_host_holds_up_is_no_finding(monkeypatch):
     monkeypatch.setattr(campaign, "SLOW", 0.05)
     target = Planted()
 
     def case(draw):
         target.counted += 1
-        time.sleep(5)
+        time.sleep(0.2)
+        return "read"
 
     target.case = case
     out = campaign.run(target, 1, 0, None, lambda line: None)
-    assert "Hung" in out.findings[0]["error"]
+    assert not out.findings
+    assert out.slowest < 0.05
 
 
 def test_mutators_repeat_and_change_something():

@@ -6,8 +6,8 @@
     checkpoints   checkpoints, states and the other files of a run's folder, half of them sealed anew
 
 Each case is drawn from the seed and its number, and may end in one of fedge's errors or in nothing. Anything else (any
-other exception, more than a second, memory that grows) is a finding: a line in the ledger, from which
-``--only CASE`` plays it again.
+other exception, more than a second of processor time, more than ten seconds, memory that grows) is a finding: a line in
+the ledger, from which ``--only CASE`` plays it again.
 """
 
 from __future__ import annotations

@@ -19,8 +19,10 @@ import psutil
 from fedge.errors import FedgeError
 from tools.figures import figure
 
-#: Seconds that a case may take, and bytes by which the process may grow while cases run.
+#: Seconds of processor time that a case may take, and bytes by which the process may grow while cases run.
 SLOW, GROWTH = 1.0, 512 << 20
+#: Seconds of the wall's clock that a case may take: what waits takes no processor time, and a busy host takes its own.
+PATIENCE = 10.0
 #: Memory that the process may have beyond what it has when the cases begin, so that a bomb ends in a finding.
 _ROOM = 8 << 30
 
@@ -102,12 +104,12 @@ def _numbers(only: int | None) -> Iterator[int]:
 
 
 def _case(target: Target, number: int, seed: int, ledger: Path | None, out: Outcome) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     met, trouble = _once(target, Random(f"{seed}/{target.name}/{number}"))
-    if isinstance(trouble, Hung):  # by the wall's clock, which others on this host may have stopped: once more
-        began = time.perf_counter()
+    if isinstance(trouble, Hung):  # the host may have stopped, or the case was the first to import something: once more
+        began = time.process_time()
         met, trouble = _once(target, Random(f"{seed}/{target.name}/{number}"))
-    out.slowest = max(out.slowest, time.perf_counter() - began)
+    out.slowest = max(out.slowest, time.process_time() - began)
     out.met[met] = out.met.get(met, 0) + 1
     if trouble is None:
         return
@@ -127,7 +129,8 @@ def _case(target: Target, number: int, seed: int, ledger: Path | None, out: Outc
 
 
 def _once(target: Target, draw: Random) -> tuple[str, BaseException | None]:
-    signal.setitimer(signal.ITIMER_REAL, SLOW)
+    signal.setitimer(signal.ITIMER_PROF, SLOW)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
         return target.case(draw), None
     except FedgeError as error:
@@ -135,19 +138,21 @@ def _once(target: Target, draw: Random) -> tuple[str, BaseException | None]:
     except (Exception, Hung) as error:
         return "finding", error
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
 def _watched() -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
-        raise Hung(f"more than {SLOW:g} s")
+        raise Hung(f"more than {SLOW:g} s at work" if number == signal.SIGPROF else f"more than {PATIENCE:g} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = {number: signal.signal(number, ring) for number in (signal.SIGPROF, signal.SIGALRM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
