@@ -32,6 +32,9 @@ __all__ = ["Setting", "Tracer", "measure", "trace"]
 REPEATS = ("steps", "digest", "samples", "invert")
 #: Micro-batches of a step beyond which further ones add only work: the first makes the gradients, the second adds.
 PIECES = 2
+#: Bytes that a process of fedge's holds beside tensors: pages of its ancestors' that it writes to (Python counts
+#: references in them) and what libraries keep for products of matrices; 0.5 to 4.6 MiB in ``tools.planning``'s pairs.
+PROCESS = 2 << 20
 
 
 def trace(method: Method, variant: Method, setting: Setting) -> Cost:
@@ -119,8 +122,8 @@ def inference(setting: Setting) -> Cost:
     except Exception as error:
         raise MethodError(f"a forward pass can't be traced: {error}") from error
     work = counter.work
-    parts = {"shared": shared}
-    return Cost(counter.peak + shared, shared, parts, work.flops, work.traffic, work.ops, kinds=work.shares)
+    parts = {"shared": shared, "process": PROCESS}
+    return Cost(counter.peak + shared + PROCESS, shared, parts, work.flops, work.traffic, work.ops, kinds=work.shares)
 
 
 @contextmanager
@@ -272,13 +275,15 @@ def _cost(phases: list[_Phase], rehearsal: Rehearsal, *, measured: bool = False)
         "gradients": max(phase.gradients for phase in phases),
         "optimizer": rehearsal.marks.kept,
         "messages": last.message,
+        "process": PROCESS,
     }
+    peak = rehearsal.peak + last.shared + PROCESS
     # what is left of the peak; messages need not be there when it is reached, so this is the least of activations
-    parts["activations"] = max(0, rehearsal.peak + last.shared - sum(parts.values()))
+    parts["activations"] = max(0, peak - sum(parts.values()))
     # a device that is asked once in a stage sends something in its first round alone
     rounds = [figures for phase in phases for figures in (phase.figures, phase.figures + phase.once)]
     return Cost(
-        peak_memory=rehearsal.peak + last.shared,  # that of all phases and of the test
+        peak_memory=peak,  # that of all phases and of the test
         shared=last.shared,
         parts=parts,
         flops=max(phase.figures.work.flops for phase in phases),

@@ -205,7 +205,7 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 #: Parts of a device's memory, as they are shown.
 _ENERGY = ("idle", "compute", "radio")
-_PARTS = ("shared", "weights", "gradients", "optimizer", "activations", "messages")
+_PARTS = ("shared", "weights", "gradients", "optimizer", "activations", "messages", "process")
 
 
 def _told(summary: Mapping[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ def live(order: dict[str, Any], stock: Stock, slot: mmap, parent: int) -> int:
     group = rejoin(order["group"])
     group.join()
     if order["walled"]:
-        pin_malloc()
+        pin_malloc(sum(parameter.nbytes for parameter in stock.ground.base.parameters()))
     die_with_parent(parent=parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _log_to(Path(order["log"]))

@@ -192,6 +192,25 @@ def test_pinned_malloc_gives_memory_back(interpreter):
     assert held[True] < held[False] - 20 * MiB
 
 
+# what stays keeps the pages between from going back, where blocks of that size come from the heap
+FREES_SEVEN_OF_8_BLOCKS = f"""
+import os
+from fedge.emulation import malloc, process
+assert malloc.pin_malloc({{model}})
+blocks = [bytearray(b"\\x01") * {64 * 1024} for _ in range(640)]
+blocks = [bytearray(b"\\x01") * 100 for _ in range(10)] + blocks[::8]
+print(process.written(os.getpid()).private, flush=True)
+"""
+
+
+@linux
+@pytest.mark.skipif(malloc._glibc() is None, reason="the C library is not glibc")
+def test_with_a_large_model_small_blocks_are_given_back_too(interpreter):
+    script = FREES_SEVEN_OF_8_BLOCKS
+    held = {model: int(interpreter(script.format(model=model)).hear()) for model in (malloc.LARGE - 1, malloc.LARGE)}
+    assert held[malloc.LARGE] < held[malloc.LARGE - 1] - 20 * MiB
+
+
 def test_places(monkeypatch):
     monkeypatch.setattr(process, "gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
