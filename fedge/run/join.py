@@ -7,15 +7,11 @@ the connection breaks, the work goes on; the device comes back, and says again w
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import secrets
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +22,18 @@ import psutil
 import fedge
 from fedge.core.cost import Budget
 from fedge.emulation import wall as walls
-from fedge.errors import ConfigError, FedgeError, Interrupted, LimitError, ProtocolError
+from fedge.errors import FedgeError, Interrupted, LimitError, ProtocolError
 from fedge.run.events import Answered, Died, End, Lost, Picked, Seek, Send
 from fedge.run.faults import Fault
-from fedge.run.folder import RunFolder, slug, write_whole
+from fedge.run.folder import RunFolder, slug
+from fedge.run.foreign import refuse_code
 from fedge.run.limits import Footprint, clear, footprint
 from fedge.run.nursery import Nursery
 from fedge.run.pack import unpack
+from fedge.run.parts import Parts
 from fedge.run.places import Place, save_places
 from fedge.run.processes import Processes
+from fedge.run.signals import heeded
 from fedge.run.states import forget_states
 from fedge.wire.blobs import Blob
 from fedge.wire.bus import Hub
@@ -49,7 +48,6 @@ Say = Callable[[str], None]
 _BEAT, _AGAIN = 2.0, 1.0
 #: How long a device that leaves waits for the coordinator to have heard it.
 _FAREWELL = 5.0
-_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,10 @@ def join(address: str, key: DeviceKey, options: Options, say: Say) -> Joined:
     """Be the device that the key is for until the run ends.
 
     Raises Dropped when the coordinator drops it, FedgeError when there has been none for too long or the method's code
-    failed here, LimitError when there is no memory wall, Interrupted after Ctrl-C.
+    failed here, LimitError when there is no memory wall, Interrupted after Ctrl-C or SIGTERM: with the goodbye said.
     """
     wall = _wall(options)
-    with _stopping(), _Member(address, key, options, wall, say) as member:
+    with heeded(_stop), _Member(address, key, options, wall, say) as member:
         return member.serve()
 
 
@@ -114,6 +112,7 @@ class _Member:
         self.loaded = ""
         self.incarnations: dict[str, int] = {}
         self.stage: dict[str, Any] | None = None
+        self.parts: Parts | None = None
         self.index = -1
         self.met = False  # whether the coordinator has said WELCOME over this connection
         self.number: int | None = None  # of the instruction that was carried out last, or is being
@@ -284,51 +283,33 @@ class _Member:
 
     def _offered(self, header: dict[str, Any]) -> None:
         self._close_stage()
-        self.stage = header
-        self._need()
-
-    def _need(self) -> None:
-        """Ask for what a stage needs and isn't here, or take the stage up when all is."""
-        stage, folder = self.stage, self.folder
-        assert stage is not None
-        if folder is None:
+        if self.folder is None:
             raise ProtocolError("the coordinator offered a stage before it said which run it is")
-        need = [name for name, told in stage["parts"].items() if not self._file(told).exists()]
-        if need:
-            sizes = sum(int(stage["parts"][name][1]) for name in need)
-            self.say(f"stage {stage['stage']}: fetching {', '.join(need)} ({sizes / (1 << 20):.1f} MiB)")
-            self._post(Kind.EVENT, {"stage": stage["stage"], "need": need})
+        self.stage, self.parts = header, Parts(self.folder.file("parts"), header["parts"])
+        if missing := self.parts.missing():
+            sizes = sum(map(self.parts.size, missing))
+            self.say(f"stage {header['stage']}: fetching {', '.join(missing)} ({sizes / (1 << 20):.1f} MiB)")
+            self._post(Kind.EVENT, {"stage": header["stage"], "need": missing})
         else:
-            self._take_up(stage)
+            self._take_up(header, self.parts)
 
-    def _file(self, told: Any) -> Path:
-        digest = str(told[0])
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ProtocolError("the coordinator names a part by no digest")
-        assert self.folder is not None
-        return self.folder.file("parts", digest)
-
-    def _part(self, name: str, blob: bytearray | None) -> None:
-        stage = self.stage
-        if stage is None or name not in stage["parts"] or blob is None:
+    def _part(self, name: str, data: bytearray | None) -> None:
+        if self.stage is None or self.parts is None or data is None:
             raise ProtocolError("the coordinator sent a part that nobody asked for")
-        told = stage["parts"][name]
-        if hashlib.sha256(blob).hexdigest() != told[0]:
-            raise ProtocolError(f"the coordinator's {name} is not what it announced")
-        write_whole(self._file(told), blob)
-        if all(self._file(each).exists() for each in stage["parts"].values()):
-            self._take_up(stage)
+        self.parts.put(name, data)
+        if not self.parts.missing():
+            self._take_up(self.stage, self.parts)
 
     # -- a stage -----------------------------------------------------------------------------------------------------
 
-    def _take_up(self, stage: dict[str, Any]) -> None:
+    def _take_up(self, stage: dict[str, Any], parts: Parts) -> None:
         """Have the zygote load what the stage is about, and open an engine for it."""
-        brief = json.loads(self._file(stage["parts"]["brief"]).read_bytes())
+        brief = json.loads(parts.file("brief").read_bytes())
         order = dict(stage["model"])
         if self.options.model is not None:
             order["name"] = self.options.model
         if not self.options.trust:
-            _refuse_code(brief, order)
+            refuse_code(brief, order)
         self.say(f"stage {stage['stage']}: {brief['stage']} with {brief['key']}, {brief['rounds']} rounds")
         self.index = int(stage["stage"])
         if self.hub is None:
@@ -368,14 +349,14 @@ class _Member:
 
     def _ready(self, brief: dict[str, Any], order: dict[str, Any], place: Place) -> None:
         """A zygote that has loaded model and data, and taken up the stage."""
-        stage, left, folder = self.stage, self.left, self.folder
-        assert stage is not None
+        parts, left, folder = self.parts, self.left, self.folder
+        assert parts is not None
         assert left is not None
         assert folder is not None
-        told = stage["parts"]["data"]
-        data = left.scratch / str(told[0])[:16]
+        packed = parts.file("data")
+        data = left.scratch / packed.name[:16]
         if not data.exists():
-            unpack(self._file(told), data, 2 * int(told[1]) + (1 << 20))
+            unpack(packed, data, 2 * parts.size("data") + (1 << 20))
         if self.nursery is None:
             self.nursery = Nursery(folder.file("devices", "zygote.log"))
             self.nursery.await_ready("imports")
@@ -389,7 +370,7 @@ class _Member:
         self.nursery.command(
             "stage",
             brief=brief,
-            base=str(self._file(stage["parts"]["base"]).absolute()),
+            base=str(parts.file("base").absolute()),
             places=str(left.scratch / "places"),
             states=str(folder.file("checkpoints").absolute()),
             test=[None, 0],
@@ -445,41 +426,5 @@ def _wall(options: Options) -> walls.Wall:
         return walls.choose("none")
 
 
-def _refuse_code(brief: Any, order: dict[str, Any]) -> None:
-    """Refuse to run what isn't fedge's own: a coordinator may say what is done, and not what code this machine runs."""
-    named = [order["name"]] if _OWN.fullmatch(str(order["name"])) else []
-    if order.get("trust_remote_code"):
-        named.append(f"the code of {order['name']}")
-    named += [found for found in _classes(brief) if not found.startswith(("fedge.methods.", "fedge.codecs."))]
-    if named:
-        raise ConfigError(
-            f"the coordinator asks this machine to run {named[0]}, which is not part of fedge (--trust-code allows it)"
-        )
-
-
-def _classes(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if "class" in value:
-            yield str(value["class"])
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _classes(item)
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end it, with the goodbye said and nothing left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise Interrupted("left the federation", hint="the same command joins again")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop(number: int) -> None:
+    raise Interrupted("left the federation", hint="the same command joins again")

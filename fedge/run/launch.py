@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,14 @@ from fedge.report.trace import write_trace
 from fedge.run import figures
 from fedge.run.admission import Stage as Demand
 from fedge.run.admission import admit, demands, need, revised
+from fedge.run.both import Both
 from fedge.run.brief import Brief, link_of_spec
 from fedge.run.budgets import budget_of
 from fedge.run.checkpoint import Checkpoint
 from fedge.run.coordinator import Coordinator
 from fedge.run.engine import Engine
 from fedge.run.folder import RunFolder, read_sealed, write_sealed, write_whole
-from fedge.run.guests import Both, Guests
+from fedge.run.guests import Guests
 from fedge.run.hostspeed import host_rates
 from fedge.run.inline import Inline
 from fedge.run.launcher import Options, Run
@@ -51,6 +50,7 @@ from fedge.run.plans import StagePlan, require_enough
 from fedge.run.prepare import Prepared, briefs, prepare
 from fedge.run.processes import Processes
 from fedge.run.seat import Ground
+from fedge.run.signals import heeded
 from fedge.run.stage import Stage, figure
 from fedge.run.watch import See, Watch
 from fedge.spec.device import DeviceSpec
@@ -87,7 +87,7 @@ class Launch:
         self.say = say
         self.checkpoint = Checkpoint.load(folder.file("checkpoints"))
         self.started = time.monotonic() - self.checkpoint.wall_s
-        self.stopping = False
+        self.rung = 0  # signals that asked for its end
         self.incarnations: dict[str, int] = {}
         self.orders = Orders(left.scratch)
         self.nursery = nursery
@@ -109,7 +109,7 @@ class Launch:
         try:
             self._write_summary("running")
             self.watch.enter("preparing")
-            with self._signals():
+            with heeded(self._ring):
                 self._stages()
             status = "done"
         except (Interrupted, KeyboardInterrupt) as error:
@@ -245,7 +245,7 @@ class Launch:
             elapsed=self.elapsed,
             watch=self.watch,
         )
-        if self.checkpoint.round < brief.rounds or stage.fresh or stage.tests_own:
+        if self.checkpoint.round < brief.rounds or stage.fresh or stage.judges_own:
             engine = self._inline(brief, base) if hub is None else self._processes(brief, base, hub)
             try:
                 stage.run(engine, lambda: self.stopping)
@@ -480,32 +480,21 @@ class Launch:
             summary["error"] = trouble
         self.folder.write_json("summary.json", summary)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _ring(self, number: int) -> None:
         """The first Ctrl-C ends the round and keeps a checkpoint; the second ends the command; the third kills it.
 
         The second is raised as KeyboardInterrupt, since many a place takes any Exception for the failure of what it
         tried (a method's code, a library's) and goes on.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        heard = 0
+        self.rung += 1
+        if self.rung > 2:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if self.rung == 2:
+            raise KeyboardInterrupt
+        self.say(f"stopping after this {'round' if self.briefs else 'step'} (again to stop at once)")
 
-        def stop(number: int, frame: Any) -> None:
-            nonlocal heard
-            heard += 1
-            if heard > 2:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            if heard == 2:
-                raise KeyboardInterrupt
-            self.stopping = True
-            self.say(f"stopping after this {'round' if self.briefs else 'step'} (again to stop at once)")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has asked for the run's end."""
+        return self.rung > 0

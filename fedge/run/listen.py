@@ -66,8 +66,8 @@ def welcome(guests: Guests, brief: Brief, prepared: Prepared, base: bytearray, b
     """Begin a stage for the remote devices: what all share once, and each one's own rows."""
     spec = prepared.spec
     shared = {"base": Blob(base), "brief": Blob(json.dumps(brief.to_json()).encode())}
-    tests_own = any(each.method.personalises for each in briefs)
-    share = spec.evaluate.rows if tests_own else 0
+    judges_own = any(each.method.personalises for each in briefs)
+    share = spec.evaluate.rows if judges_own else 0
     entries = {}
     for device in spec.elsewhere:
         rows, tests = prepared.rows[device.name], prepared.own_test.get(device.name)

@@ -106,7 +106,7 @@ class Stage:
                 stopping=stopping,
                 tell=self._tell,
             )
-            self._test_own(engine)
+            self._judge_own(engine)
         finally:
             self._tell()
             self.watch.enter_rounds(None)
@@ -117,11 +117,11 @@ class Stage:
         return self.prepared.spec.emulation.clock == "real"
 
     @property
-    def tests_own(self) -> bool:
-        """Whether devices have models of their own, which they test after the rounds."""
+    def judges_own(self) -> bool:
+        """Whether devices have models of their own, which they judge after the rounds."""
         return self.brief.method.personalises
 
-    def _test_own(self, engine: Engine) -> None:
+    def _judge_own(self, engine: Engine) -> None:
         rows = {name: len(held) for name, held in self.prepared.tests().items()}
         other = testing(self.coordinator, rows)
         if other is None:

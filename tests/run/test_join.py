@@ -19,7 +19,7 @@ from fedge.data import store
 from fedge.data.encode import Data
 from fedge.data.rows import Rows
 from fedge.errors import ConfigError, ProtocolError
-from fedge.run.join import _refuse_code
+from fedge.run.foreign import refuse_code
 from fedge.run.launcher import Options, up
 from fedge.run.pack import packed, unpack
 from tests.run.conftest import processes_left, sha
@@ -251,9 +251,9 @@ def test_a_pack_holds_a_devices_rows_in_their_order_and_repeats_byte_for_byte(tm
 )
 def test_code_that_is_not_fedges_own_is_refused(brief, order, named):
     with pytest.raises(ConfigError, match=f"asks this machine to run {named}"):
-        _refuse_code(brief, order)
+        refuse_code(brief, order)
 
 
 def test_fedges_own_is_not():
     told = {"method": {"class": "fedge.methods.customize.lora:LoRA", "fields": {}}, "chain": []}
-    assert _refuse_code(told, {"name": "vit-nano", "trust_remote_code": False}) is None
+    assert refuse_code(told, {"name": "vit-nano", "trust_remote_code": False}) is None

@@ -109,7 +109,7 @@ def test_a_run_stopped_before_its_test_ends_as_one_that_was_not(write, tmp_path,
         raise Interrupted("interrupted")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Stage, "_test_own", stopped)
+        patched.setattr(Stage, "_judge_own", stopped)
         with pytest.raises(Interrupted):
             up(path, (), Options(runs=tmp_path / "runs", inline=True), lambda line: None)
     folder = next((tmp_path / "runs").iterdir())
