@@ -25,79 +25,69 @@ _FIGURES = ("memory", "memory_total", "compute", "memory_bandwidth", "accelerato
 
 def devices_tables() -> Listing:
     """Device profiles and link classes. ``basis`` says for each figure how it is known."""
-    profiles: list[dict[str, Any]] = [
-        {
-            "name": p.name,
-            "about": p.about,
-            "memory": p.memory,
-            "compute": p.compute,
-            "memory_bandwidth": p.memory_bandwidth,
-            "network": p.network,
-            "idle_w": p.power.idle,
-            "active_w": p.power.active,
-            "radio_w": p.power.radio,
-            "basis": _bases(p.basis or {}),
-            "refused": p.refused,
-        }
-        for p in bundled_profiles().values()
-    ]
-    links: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "about": link.about,
-            "down": link.down,
-            "up": link.up,
-            "latency": link.latency,
-            "jitter": link.jitter,
-            "loss": link.loss,
-            "basis": _letter(link.basis or "E"),
-        }
-        for name, link in load_links().items()
-    ]
+    profiles = [_profile_row(profile) for profile in bundled_profiles().values()]
+    links = [_link_row(name, link) for name, link in load_links().items()]
 
     def show() -> None:
-        table(
-            [
-                {
-                    "name": p["name"],
-                    "memory": p["memory"] >> 20,
-                    "compute": p["compute"] / 1e9,
-                    "traffic": p["memory_bandwidth"] / 1e9,
-                    "network": p["network"],
-                    "power": f"{p['idle_w']:g}–{p['active_w']:g}",
-                    "basis": p["basis"] if p["refused"] is None else "too small",
-                }
-                for p in profiles
-            ],
-            {
-                "name": "profile",
-                "memory": "MiB",
-                "compute": "GFLOP/s",
-                "traffic": "GB/s",
-                "network": "network",
-                "power": "watts",
-                "basis": "basis",
-            },
-        )
+        _show_profiles(profiles)
         letters = ", ".join(f"{letter} {word}" for letter, word in BASIS.items())
         print(f"\nbasis of memory/compute/traffic/power: {letters}\n")
-        table(
-            [
-                {
-                    "name": link["name"],
-                    "down": units.format_bitrate(link["down"]),
-                    "up": units.format_bitrate(link["up"]),
-                    "latency": units.format_seconds(link["latency"]),
-                    "jitter": units.format_seconds(link["jitter"]),
-                    "loss": units.format_share(link["loss"]),
-                    "basis": link["basis"],
-                }
-                for link in links
-            ],
-            {"name": "link", **{part: part for part in ("down", "up", "latency", "jitter", "loss", "basis")}},
-        )
+        _show_links(links)
 
     return {"devices": profiles, "links": links}, show
+
+
+def _profile_row(profile: Profile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "about": profile.about,
+        "memory": profile.memory,
+        "compute": profile.compute,
+        "memory_bandwidth": profile.memory_bandwidth,
+        "network": profile.network,
+        "idle_w": profile.power.idle,
+        "active_w": profile.power.active,
+        "radio_w": profile.power.radio,
+        "basis": _bases(profile.basis or {}),
+        "refused": profile.refused,
+    }
+
+
+def _show_profiles(profiles: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "profile": row["name"],
+            "MiB": row["memory"] >> 20,
+            "GFLOP/s": row["compute"] / 1e9,
+            "GB/s": row["memory_bandwidth"] / 1e9,
+            "network": row["network"],
+            "watts": f"{row['idle_w']:g}–{row['active_w']:g}",
+            "basis": row["basis"] if row["refused"] is None else "too small",
+        }
+        for row in profiles
+    ]
+    table(rows, list(rows[0]))
+
+
+def _link_row(name: str, link: LinkClass) -> dict[str, Any]:
+    figures = {part: getattr(link, part) for part in ("down", "up", "latency", "jitter", "loss")}
+    return {"name": name, "about": link.about, **figures, "basis": _letter(link.basis or "E")}
+
+
+def _show_links(links: list[dict[str, Any]]) -> None:
+    rows = [{"link": row["name"], **_link_words(row), "basis": row["basis"]} for row in links]
+    table(rows, list(rows[0]))
+
+
+def _link_words(link: dict[str, Any]) -> dict[str, str]:
+    """A link's rates, latency, jitter and loss as its file would write them."""
+    return {
+        "down": units.format_bitrate(link["down"]),
+        "up": units.format_bitrate(link["up"]),
+        "latency": units.format_seconds(link["latency"]),
+        "jitter": units.format_seconds(link["jitter"]),
+        "loss": units.format_share(link["loss"]),
+    }
 
 
 def device_card(word: str) -> Listing:
@@ -158,13 +148,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _link_card(name: str, link: LinkClass) -> Listing:
-    values = {
-        "down": units.format_bitrate(link.down),
-        "up": units.format_bitrate(link.up),
-        "latency": units.format_seconds(link.latency),
-        "jitter": units.format_seconds(link.jitter),
-        "loss": units.format_share(link.loss),
-    }
+    values = _link_words(_link_row(name, link))
     sources = list(link.sources or ())
 
     def show() -> None:
