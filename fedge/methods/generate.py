@@ -24,7 +24,7 @@ from fedge.codecs import table as codecs
 from fedge.methods import table
 from fedge.spec.catalogue import FILE
 from fedge.spec.codec import ROLES_FIELD
-from fedge.spec.stage import reserved_keys
+from fedge.spec.stage import stage_keys
 
 SURVEY = Path(__file__).with_name("survey.yaml")
 _SCALARS = {int: "int", float: "float", bool: "bool", str: "str"}
@@ -98,7 +98,7 @@ def options_of(made: Any) -> dict[str, Any]:
     TypeError for a field that YAML has no value for, ValueError for one that hides a key of every stage.
     """
     fields = {field.name: _field(made, field) for field in dataclasses.fields(made) if field.init}
-    clash = sorted(set(fields) & reserved_keys())
+    clash = sorted(set(fields) & set(stage_keys()))
     if clash:
         words = ", ".join(clash)
         raise ValueError(f"{made.__name__}: the fields {words} are keys of every stage; name them otherwise")

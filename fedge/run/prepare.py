@@ -35,7 +35,8 @@ from fedge.run.plans import menu_in
 from fedge.run.trust import trusted
 from fedge.spec import catalogue as catalogues
 from fedge.spec.federation import FederationSpec
-from fedge.spec.stage import CARRIES_ON, StageSpec, exits_last
+from fedge.spec.stage import StageSpec
+from fedge.spec.stages import CARRIES_ON, exits_last
 
 Say = Callable[[str], None]
 

@@ -9,9 +9,9 @@ from fedge.spec.federation import (
     FederationSpec,
     ModelSpec,
     load_federation,
-    resolved,
 )
 from fedge.spec.stage import ExportSpec, ServerSpec, StageSpec
+from fedge.spec.write import resolved
 
 __all__ = [
     "Catalogue",

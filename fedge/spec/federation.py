@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import model_validator
 
-from fedge import units
 from fedge.errors import ConfigError, Problem, nearest
 from fedge.spec import catalogue as catalogues
-from fedge.spec.availability import write_availability
 from fedge.spec.data import DataSpec
 from fedge.spec.device import DeviceSpec, Group, check_names, expand
-from fedge.spec.faults import FaultSpec, read_faults, write_faults
+from fedge.spec.faults import FaultSpec, read_faults
 from fedge.spec.overrides import override
+from fedge.spec.paths import data_paths, model_paths
 from fedge.spec.remote import RemoteSpec
 from fedge.spec.source import Source, beside, describe, read_yaml
-from fedge.spec.stage import STAGES, StageSpec, read_stages, write_stage
+from fedge.spec.stage import STAGES, StageSpec
+from fedge.spec.stages import read_stages
 from fedge.spec.values import (
     Check,
     Flag,
@@ -41,10 +40,6 @@ from fedge.spec.values import (
 from fedge.spec.words import guess, number_meant
 
 TASKS = ("image-classification", "text-classification", "causal-lm", "masked-lm")
-# names that mean the same whatever lies beside the file; the models' and data's rooms have what they stand for
-BUNDLED_MODELS = ("vit-nano", "bert-nano", "gpt-nano")
-BUNDLED_DATASETS = ("digits",)
-_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".npz", ".txt", ".zip", ".arrow")
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 _GROUP_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}"
 
@@ -224,8 +219,8 @@ def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalo
     evaluate = read(EvaluateSpec, data.get("evaluate"), "evaluate", source)
     remote = _remote(read(RemoteSpec, data.get("remote"), "remote", source), groups, folder, source)
     stages = read_stages(data.get("stages"), source, catalogue)
-    model = _model_path(model, data.get("model"), folder, source)
-    rows = _data_paths(rows, data.get("data"), folder, source)
+    own_model = model_paths(data.get("model"), folder, source)
+    own_data = data_paths(data.get("data"), folder, source)
     if "devices" in data and devices and len(groups) == len(data["devices"]):
         _cohorts(stages, len(devices), source)
         if emulation is not None:
@@ -249,8 +244,8 @@ def _check(source: Source, folder: Path, stem: str, catalogue: catalogues.Catalo
     return FederationSpec(
         name=name,
         seed=seed,
-        model=model,
-        data=rows,
+        model=model.model_copy(update=own_model),
+        data=rows.model_copy(update=own_data),
         devices=devices,
         emulation=emulation,
         evaluate=evaluate,
@@ -343,52 +338,6 @@ def _dedented(given: Mapping[str, Any], source: Source) -> bool:
     return True
 
 
-# The names below are looked up in the raw values, so that one wrong key in a section doesn't hide a missing file.
-
-
-def _model_path(model: ModelSpec | None, given: object, folder: Path, source: Source) -> ModelSpec | None:
-    at = "model.name" if isinstance(given, Mapping) else "model"
-    name = given.get("name") if isinstance(given, Mapping) else given
-    if not isinstance(name, str) or not name.strip() or "${" in name or name in BUNDLED_MODELS:
-        return model
-    path = beside(folder, name)
-    if path.is_dir():
-        return model and model.model_copy(update={"name": str(path)})
-    if path.is_file():
-        source.report(at, "is a file; a model is a folder that holds a config.json")
-    elif name.startswith((".", "/", "~")):
-        source.report(at, f"no such folder: {path}")
-    return model
-
-
-def _data_paths(data: DataSpec | None, given: object, folder: Path, source: Source) -> DataSpec | None:
-    at = "data.dataset" if isinstance(given, Mapping) else "data"
-    dataset = given.get("dataset") if isinstance(given, Mapping) else given
-    update: dict[str, Any] = {}
-    if isinstance(dataset, str) and dataset.strip() and "${" not in dataset:
-        update["dataset"] = _file(dataset, at, folder, source)
-    test = given.get("test") if isinstance(given, Mapping) else None
-    if isinstance(test, str) and test.strip() and not re.fullmatch(r"[\d.+-]+\s*%?|.*%", test.strip()):
-        update["test"] = _file(test, "data.test", folder, source, must=True)
-    return data and data.model_copy(update=update)
-
-
-def _file(name: str, at: str, folder: Path, source: Source, *, must: bool = False) -> str:
-    """An absolute path where the word names something there; the word itself where it may be a name or a Hub id."""
-    if not must and (name in BUNDLED_DATASETS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)):
-        return name
-    path = beside(folder, name)
-    if must and path.is_dir():
-        source.report(at, "is a folder, not a file of test rows", hint="or a share of the data, such as 20%")
-    if path.exists():
-        return str(path)
-    looks = must or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(_FILES)
-    if looks:
-        around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        source.report(at, f"no such file: {path}", hint=nearest(path.name, around))
-    return name
-
-
 def _cohorts(stages: tuple[StageSpec, ...], devices: int, source: Source) -> None:
     for stage in stages:
         at = f"stages.{stage.index}"
@@ -417,61 +366,3 @@ def _clock(emulation: EmulationSpec, stages: tuple[StageSpec, ...], devices: int
         if isinstance(told, int) and told < least:
             message = f"under the real clock {least} devices run side by side, and there is room for {told}"
             source.report(f"emulation.{name}", message, hint=f"leave {name} out, or clock: virtual")
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def resolved(spec: FederationSpec) -> str:
-    """The federation as YAML with every default filled in; read again, it gives an equal spec."""
-    first: dict[str, DeviceSpec] = {}
-    for device in spec.devices:
-        first.setdefault(device.group, device)
-    document = {
-        "name": spec.name,
-        "seed": spec.seed,
-        "model": spec.model.model_dump(),
-        "data": spec.data.model_dump(),
-        "devices": {name: _write_group(device, spec.groups[name].count) for name, device in first.items()},
-        **({"remote": spec.remote.model_dump()} if spec.elsewhere else {}),
-        "emulation": spec.emulation.model_dump(),
-        "evaluate": spec.evaluate.model_dump(),
-        "stages": [write_stage(stage) for stage in spec.stages],
-        **({"faults": write_faults(spec.faults)} if spec.faults else {}),
-    }
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
-
-
-def _write_group(device: DeviceSpec, count: int) -> dict[str, Any]:
-    link = device.link
-    network = {
-        "name": link.name,
-        "trace": link.trace.file if link.trace else None,
-        "down": None if link.trace else units.format_bitrate(link.down, exact=True),
-        "up": None if link.trace else units.format_bitrate(link.up, exact=True),
-        "latency": units.format_seconds(link.latency, exact=True),
-        "jitter": units.format_seconds(link.jitter, exact=True),
-        "loss": units.format_share(link.loss),
-    }
-    return {
-        "profile": device.profile,
-        "count": count,
-        "network": {name: value for name, value in network.items() if value is not None},
-        "memory": units.format_bytes(device.memory, exact=True),
-        "compute": units.format_flops(device.flops, exact=True),
-        "memory_bandwidth": units.format_byterate(device.memory_bandwidth, exact=True),
-        "stack": device.stack,
-        "availability": write_availability(device.availability, device.presence),
-        "pin": device.pin,
-        **({"remote": True} if device.remote else {}),
-        "data_cap": None if device.data_cap is None else units.format_bytes(device.data_cap, exact=True),
-        "energy_cap": None if device.energy_cap is None else units.format_joules(device.energy_cap, exact=True),
-        "battery": None if device.battery is None else units.format_joules(device.battery, exact=True),
-        "power": {
-            "idle": units.format_watts(device.idle_power, exact=True),
-            "active": units.format_watts(device.active_power, exact=True),
-            **({} if device.radio_power is None else {"radio": units.format_watts(device.radio_power, exact=True)}),
-        },
-    }

@@ -164,7 +164,7 @@ def test_hub_ids_and_functions_are_not_looked_for(catalogue):
 def test_a_bundled_name_is_not_a_folder_beside_the_file(catalogue, tmp_path):
     from fedge.data.bundled import BUNDLED
     from fedge.models.nano import TASKS
-    from fedge.spec.federation import BUNDLED_DATASETS, BUNDLED_MODELS
+    from fedge.spec.paths import BUNDLED_DATASETS, BUNDLED_MODELS
 
     assert set(BUNDLED_MODELS) == set(TASKS)
     assert set(BUNDLED_DATASETS) == set(BUNDLED)
