@@ -245,12 +245,13 @@ def _remote(record: Record) -> Markup | None:
 
 def _facts(record: Record) -> Markup:
     wall, host = record.summary.get("wall_s"), record.host
+    machine = (host.get("platform"), host.get("processor"), host.get("cores") and f"{host['cores']} cores")
     facts = {
         "folder": element("code", record.path),
         "model sha256": element("code", record.summary["model_sha256"]) if record.summary.get("model_sha256") else None,
         "clock": record.summary.get("clock"),
         "wall time": format_seconds(wall) if isinstance(wall, (int, float)) and record.status != "running" else None,
-        "host": ", ".join(str(p) for p in (host.get("platform"), host.get("cores") and f"{host['cores']} cores") if p),
+        "host": ", ".join(str(part) for part in machine if part),
         "versions": ", ".join(f"{n} {host[n]}" for n in ("fedge", "torch") if host.get(n)),
     }
     return section("This run", element("dl", [[element("dt", n), element("dd", v)] for n, v in facts.items() if v]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import fedge
 from fedge.errors import FedgeError
@@ -15,13 +17,26 @@ _FILE = "host.json"
 
 def note_host(folder: RunFolder) -> None:
     """Record it at a run's beginning."""
-    platform = " ".join(os.uname()[i] for i in (0, 2, 4))
+    system = " ".join(os.uname()[i] for i in (0, 2, 4))
     versions = {"fedge": fedge.__version__, "torch": version("torch")}
-    folder.write_json(_FILE, {**versions, "cores": len(os.sched_getaffinity(0)), "platform": platform})
+    host = {"cores": len(os.sched_getaffinity(0)), "platform": system, "processor": _processor()}
+    folder.write_json(_FILE, {**versions, **host})
+
+
+def _processor() -> str:
+    """Its name, by which torch and its libraries choose their kernels; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    for name, _, value in (line.partition(":") for line in lines):
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor()
 
 
 def check_host(folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Refuse to go on with a run of another version of fedge, and say so where torch is another.
+    """Refuse to go on with a run of another version of fedge, and say so where torch or the processor is another.
 
     Raises FedgeError.
     """
@@ -37,3 +52,6 @@ def check_host(folder: RunFolder, say: Callable[[str], None]) -> None:
         )
     if begun.get("torch") != version("torch"):
         say(f"begun with torch {begun.get('torch')}, and this is {version('torch')}: the last bits may differ")
+    if begun.get("processor") != _processor():
+        was, now = begun.get("processor") or "another processor", _processor() or "another"
+        say(f"begun on {was}, and this is {now}: it may take other kernels, so the last bits may differ")

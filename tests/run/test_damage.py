@@ -237,12 +237,13 @@ def test_a_damaged_run_is_not_gone_on_with(case, run, resume):
         assert len(said) == 1
 
 
-def test_another_torch_is_said_and_gone_on_with(run, resume, stopped):
+def test_another_torch_or_processor_is_said_and_gone_on_with(run, resume, stopped):
     host = json.loads((run / "host.json").read_text())
-    (run / "host.json").write_text(json.dumps({**host, "torch": "2.0.0"}))
+    (run / "host.json").write_text(json.dumps({**host, "torch": "2.0.0", "processor": "Z80"}))
     code, said, error = resume()
     assert (code, said) == (0, [])
     assert f"begun with torch 2.0.0, and this is {torch.__version__}: the last bits may differ" in error
+    assert "begun on Z80, and this is " in error
     assert json.loads((run / "summary.json").read_text())["model_sha256"] == stopped[1]
 
 
