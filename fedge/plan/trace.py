@@ -32,9 +32,15 @@ __all__ = ["Setting", "Tracer", "measure", "trace"]
 REPEATS = ("steps", "digest", "samples", "invert")
 #: Micro-batches of a step beyond which further ones add only work: the first makes the gradients, the second adds.
 PIECES = 2
-#: Bytes that a process of fedge's holds beside tensors: pages of its ancestors' that it writes to (Python counts
-#: references in them) and what libraries keep for products of matrices; 0.5 to 4.6 MiB in ``tools.planning``'s pairs.
-PROCESS = 2 << 20
+#: What a process of fedge's holds beside tensors, at most (bytes) and as a share of them: pages of its ancestors' that
+#: it writes to, since Python counts references in them, and what libraries keep for products of matrices. Beside 2 to
+#: 9 MiB of tensors 0.3 to 0.6 MiB were measured (the quickstart), beside 45 to 250 MiB 0.2 to 8 (``tools.planning``).
+PROCESS, PROCESS_SHARE = 2 << 20, 0.05
+
+
+def beside(tensors: int) -> int:
+    """Bytes that a process holds beside so many bytes of tensors."""
+    return min(PROCESS, int(tensors * PROCESS_SHARE))
 
 
 def trace(method: Method, variant: Method, setting: Setting) -> Cost:
@@ -122,8 +128,10 @@ def inference(setting: Setting) -> Cost:
     except Exception as error:
         raise MethodError(f"a forward pass can't be traced: {error}") from error
     work = counter.work
-    parts = {"shared": shared, "process": PROCESS}
-    return Cost(counter.peak + shared + PROCESS, shared, parts, work.flops, work.traffic, work.ops, kinds=work.shares)
+    parts = {"shared": shared, "process": beside(counter.peak + shared)}
+    return Cost(
+        counter.peak + sum(parts.values()), shared, parts, work.flops, work.traffic, work.ops, kinds=work.shares
+    )
 
 
 @contextmanager
@@ -275,9 +283,9 @@ def _cost(phases: list[_Phase], rehearsal: Rehearsal, *, measured: bool = False)
         "gradients": max(phase.gradients for phase in phases),
         "optimizer": rehearsal.marks.kept,
         "messages": last.message,
-        "process": PROCESS,
+        "process": beside(rehearsal.peak + last.shared),
     }
-    peak = rehearsal.peak + last.shared + PROCESS
+    peak = rehearsal.peak + last.shared + parts["process"]
     # what is left of the peak; messages need not be there when it is reached, so this is the least of activations
     parts["activations"] = max(0, peak - sum(parts.values()))
     # a device that is asked once in a stage sends something in its first round alone

@@ -26,7 +26,7 @@ from fedge.methods.customize.replication_padding import ReplicationPadding
 from fedge.methods.deploy.anytime import Anytime
 from fedge.methods.train.split import Split
 from fedge.plan.rehearsal import Figures, Rehearsal, Setting, faked, repeated, skeleton
-from fedge.plan.trace import PROCESS, measure, trace
+from fedge.plan.trace import beside, measure, trace
 from fedge.testing.driver import drive
 from tests.methods.conftest import loaded, rows
 
@@ -77,7 +77,8 @@ def exact(method: Method, where: Setting) -> tuple[list[Figures], int]:
         for first in method.phases():
             rehearsal.fill(first, dict.fromkeys(("steps", "digest"), 1))
             found.append(rehearsal.round(first, {}))
-    return found, rehearsal.peak + rehearsal.shared + PROCESS
+    tensors = rehearsal.peak + rehearsal.shared
+    return found, tensors + beside(tensors)
 
 
 def cases(long: set[str]) -> list[object]:
