@@ -33,9 +33,10 @@ REPEATS = ("steps", "digest", "samples", "invert")
 #: Micro-batches of a step beyond which further ones add only work: the first makes the gradients, the second adds.
 PIECES = 2
 #: What a process of fedge's holds beside tensors, at most (bytes) and as a share of them: pages of its ancestors' that
-#: it writes to, since Python counts references in them, and what libraries keep for products of matrices. Beside 2 to
-#: 9 MiB of tensors 0.3 to 0.6 MiB were measured (the quickstart), beside 45 to 250 MiB 0.2 to 8 (``tools.planning``).
-PROCESS, PROCESS_SHARE = 2 << 20, 0.05
+#: it writes to, since Python counts references in them, and what libraries keep for products of matrices. Measured were
+#: 0.3 to 0.6 MiB beside 2 to 9 MiB of tensors (the quickstart), 0.2 to 8 beside 45 to 250 (``tools.planning`` and
+#: ``tools.fidelity memory``, whose cases these two figures are fitted to).
+PROCESS, PROCESS_SHARE = 4 << 20, 0.04
 
 
 def beside(tensors: int) -> int:
