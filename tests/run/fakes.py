@@ -205,6 +205,11 @@ class Play:
         return [note for note in self.notes if note["event"] == event]
 
 
+def play(told=None, pick=lambda n: 0, faults=None, after=(), rounds=None, **about) -> Play:
+    """A stage played to its end. told: its brief; about: for ``coordinator``; the rest: for ``Play``."""
+    return Play(coordinator(told or brief(), **about), pick, dict(faults or {}), set(after)).stage(rounds)
+
+
 def ending(play: Play):
     """All that a stage left, for comparison: the state, the clock, and each account."""
     of = play.of

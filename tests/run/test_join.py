@@ -88,6 +88,15 @@ class World:
     def join(self, device, address, *words):
         return self.fedge("join", address, "--key", f"keys/{device}.key", *words)
 
+    def begun(self, device="pi", line=None, **settings):
+        """A run that a device has been told to join: both processes. line: what the run has said when this returns."""
+        self.write(**settings)
+        launcher = self.fedge("up", "small.yaml")
+        joiner = self.join(device, self.address(launcher))
+        if line is not None:
+            self.until(lambda: line in launcher.said(), launcher, joiner)
+        return launcher, joiner
+
     def ended(self, process):
         try:
             assert process.wait(PATIENCE) == 0, process.said()
@@ -145,11 +154,8 @@ def test_a_device_that_joins_gives_the_bits_of_one_that_is_emulated_and_intruder
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_device_outlives_the_coordinator_and_takes_part_again(world):
-    world.write(rounds=12)
-    launcher = world.fedge("up", "small.yaml")
-    address = world.address(launcher)
-    joiner = world.join("pi", address)
-    world.until(lambda: "round 3/12" in launcher.said(), launcher, joiner)
+    launcher, joiner = world.begun(line="round 3/12", rounds=12)
+    address = world.address()
     launcher.kill()
     launcher.wait()
     world.until(lambda: "the connection broke" in joiner.said(), joiner)
@@ -163,14 +169,10 @@ def test_a_device_outlives_the_coordinator_and_takes_part_again(world):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_device_that_is_killed_and_started_anew_begins_its_turn_again(world):
-    world.write(rounds=12)
-    launcher = world.fedge("up", "small.yaml")
-    address = world.address(launcher)
-    joiner = world.join("pi", address)
-    world.until(lambda: "round 3/12" in launcher.said(), launcher, joiner)
+    launcher, joiner = world.begun(line="round 3/12", rounds=12)
     joiner.kill()
     joiner.wait()
-    again = world.join("pi", address)
+    again = world.join("pi", world.address(launcher))
     world.ended(launcher)
     world.ended(again)
     assert world.summary()["model_sha256"] == undisturbed(world)
@@ -200,11 +202,7 @@ def test_a_device_that_lies_is_dropped_and_told_why_and_the_run_ends_with_the_ot
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_who_does_not_come_is_lost_and_who_leaves_says_so(world):
-    world.write(count=2, wait="6s", rounds=30)
-    launcher = world.fedge("up", "small.yaml")
-    address = world.address(launcher)
-    joiner = world.join("pi-00", address)
-    world.until(lambda: "round 2/30" in launcher.said(), launcher, joiner)
+    launcher, joiner = world.begun("pi-00", "round 2/30", count=2, wait="6s", rounds=30)
     assert "waiting for" in launcher.said()
     joiner.send_signal(signal.SIGINT)
     assert joiner.wait(PATIENCE) == 130

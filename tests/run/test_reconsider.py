@@ -46,22 +46,22 @@ def test_a_device_for_which_nothing_is_quicker_goes_on():
     assert all(account.choice == 0 for account in found.of.accounts.values())
 
 
-def test_a_battery_that_runs_low_is_spread_over_the_rounds_that_are_left():
+def drained(rounds):
+    """d0's battery is enough for what was planned, and so many rounds' worth of it is spent otherwise at once."""
     menu = offers(1e9, 5e8)
     watts = {"active_power": 10.0, "idle_power": 0.0}
     round_j = estimate(menu[0], budget(**watts)).energy
-    # enough for what was planned, of which a flawed first round takes more than its share
-    found = Play(
-        coordinator(
-            brief(Sum(), menu=menu, rounds=4),
-            devices=3,
-            budgets={"d0": budget(**watts, battery=round_j * 1.01), "d1": budget(**watts)},
-        )
-    )
+    budgets = {"d0": budget(**watts, battery=round_j * 1.01), "d1": budget(**watts)}
+    found = Play(coordinator(brief(Sum(), menu=menu, rounds=4), devices=3, budgets=budgets))
     found.run(found.of.seek_all(), lambda: found.of.settled)
     found.of.open_stage()
-    found.of.accounts["d0"].energy_j += round_j  # spent otherwise
+    found.of.accounts["d0"].energy_j += rounds * round_j
     found.rounds(4)
+    return found
+
+
+def test_a_battery_that_runs_low_is_spread_over_the_rounds_that_are_left():
+    found = drained(1)
     assert found.of.accounts["d0"].choice == 1
     [(device, round, reason)] = told(found, "reconsiders")
     assert (device, round) == ("d0", 0)
@@ -70,20 +70,7 @@ def test_a_battery_that_runs_low_is_spread_over_the_rounds_that_are_left():
 
 
 def test_a_device_with_an_empty_battery_leaves_and_says_so():
-    menu = offers(1e9, 5e8)
-    watts = {"active_power": 10.0, "idle_power": 0.0}
-    round_j = estimate(menu[0], budget(**watts)).energy
-    found = Play(
-        coordinator(
-            brief(Sum(), menu=menu, rounds=4),
-            devices=3,
-            budgets={"d0": budget(**watts, battery=round_j * 1.01)},
-        )
-    )
-    found.run(found.of.seek_all(), lambda: found.of.settled)
-    found.of.open_stage()
-    found.of.accounts["d0"].energy_j += 4 * round_j
-    found.rounds(4)
+    found = drained(4)
     assert found.of.accounts["d0"].out
     assert found.of.accounts["d0"].lost["cause"] == "battery"
     assert [len(found.came(round)) for round in range(4)] == [3, 2, 2, 2]
