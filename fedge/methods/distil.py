@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedge.core.fit import Batch
-from fedge.core.method import Rows, Server
+from fedge.core.fit import Batch, fit
+from fedge.core.method import Device, Rows, Server
 from fedge.core.task import Task
 from fedge.errors import MethodError
+from fedge.methods.tuning import start_of
+from fedge.models.names import load, trainable
 
 
 def shared_rows(srv: Server, method: str) -> Rows:
@@ -19,6 +21,27 @@ def shared_rows(srv: Server, method: str) -> Rows:
     if srv.public is None or not len(srv.public):
         raise MethodError(f"{method} needs rows that all share", hint="set data.public: 256, say")
     return srv.public
+
+
+def own_model(dev: Device) -> nn.Module:
+    """The model that stays on the device, with the weights that it kept; before its first round those of the base."""
+    load(dev.model, dev.state.get("weights", {}))
+    return dev.model
+
+
+def train_own(dev: Device, *, lr: float, batch: int, steps: int, micro_batch: int | None) -> None:
+    """Train ``dev.model`` on the device's own rows by Adam; its weights are kept, its loss is counted."""
+    fitted = fit(
+        dev.model,
+        dev.data.batches(batch, dev.generator("batches")),
+        loss=dev.task.loss,
+        optimizer=torch.optim.Adam(trainable(dev.model).values(), lr=lr),
+        steps=steps,
+        micro_batch=micro_batch,
+        spans=dev.meter,
+    )
+    dev.meter.count("loss", fitted.loss)
+    dev.state["weights"] = start_of(dev.model)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch.nn import functional
 from fedge.core.fit import Batch, fit
 from fedge.core.method import Card, Device, Method, Replies, Rows, Server, State
 from fedge.core.payload import Payload, Tree
-from fedge.methods.distil import beside, kd, shared_rows
+from fedge.methods.distil import beside, kd, own_model, shared_rows, train_own
 from fedge.methods.tuning import doc, start_of
 from fedge.models.attention import looked, visible
 from fedge.models.names import load, trainable
@@ -81,22 +81,12 @@ class FedAD(Method):
 
     def client(self, dev: Device, down: Payload) -> Payload:
         assert dev.public is not None
-        load(dev.model, dev.state.get("weights", {}))
-        fitted = fit(
-            dev.model,
-            dev.data.batches(self.batch, dev.generator("batches")),
-            loss=dev.task.loss,
-            optimizer=torch.optim.Adam(trainable(dev.model).values(), lr=self.lr),
-            steps=self.steps,
-            micro_batch=self.micro_batch,
-            spans=dev.meter,
-        )
-        dev.meter.count("loss", fitted.loss)
-        dev.state["weights"] = start_of(dev.model)
+        model = own_model(dev)
+        train_own(dev, lr=self.lr, batch=self.batch, steps=self.steps, micro_batch=self.micro_batch)
         counts = torch.zeros(dev.task.classes)
         for chunk in dev.data.chunks(64):
             counts += functional.one_hot(chunk["labels"], dev.task.classes).sum(0)
-        said = self.said(dev.model, dev.public, dev.task.inputs)
+        said = self.said(model, dev.public, dev.task.inputs)
         return Payload({"logits": said, "statistics": {"counts": counts}}, weight=len(dev.data))
 
     @torch.no_grad()
@@ -139,8 +129,7 @@ class FedAD(Method):
         return model
 
     def personal(self, dev: Device, down: Payload) -> nn.Module:
-        load(dev.model, dev.state.get("weights", {}))
-        return dev.model
+        return own_model(dev)
 
 
 def together(replies: Iterable[Payload], *, by_class: bool) -> Tree:

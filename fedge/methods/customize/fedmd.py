@@ -19,7 +19,7 @@ from fedge.core.fit import Batch, fit
 from fedge.core.fold import weighted_mean
 from fedge.core.method import Card, Device, Method, Replies, Rows, Server, State
 from fedge.core.payload import Payload
-from fedge.methods.distil import beside, logits_on, shared_rows
+from fedge.methods.distil import beside, logits_on, own_model, shared_rows, train_own
 from fedge.methods.tuning import doc, start_of
 from fedge.models.names import load, trainable
 
@@ -66,21 +66,11 @@ class FedMD(Method):
 
     def client(self, dev: Device, down: Payload) -> Payload:
         assert dev.public is not None
-        load(dev.model, dev.state.get("weights", {}))
+        model = own_model(dev)
         if down["logits"]:
-            self.digest_logits(dev.model, dev.public, down["logits"]["public"], dev.generator("digest"))
-        fitted = fit(
-            dev.model,
-            dev.data.batches(self.batch, dev.generator("batches")),
-            loss=dev.task.loss,
-            optimizer=torch.optim.Adam(trainable(dev.model).values(), lr=self.lr),
-            steps=self.steps,
-            micro_batch=self.micro_batch,
-            spans=dev.meter,
-        )
-        dev.meter.count("loss", fitted.loss)
-        dev.state["weights"] = start_of(dev.model)
-        return Payload({"logits": {"public": logits_on(dev.model, dev.task, dev.public)}}, weight=len(dev.data))
+            self.digest_logits(model, dev.public, down["logits"]["public"], dev.generator("digest"))
+        train_own(dev, lr=self.lr, batch=self.batch, steps=self.steps, micro_batch=self.micro_batch)
+        return Payload({"logits": {"public": logits_on(model, dev.task, dev.public)}}, weight=len(dev.data))
 
     def update(self, srv: Server, state: State, replies: Replies) -> State:
         assert srv.public is not None
@@ -112,5 +102,4 @@ class FedMD(Method):
         return model
 
     def personal(self, dev: Device, down: Payload) -> nn.Module:
-        load(dev.model, dev.state.get("weights", {}))
-        return dev.model
+        return own_model(dev)
