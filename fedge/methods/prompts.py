@@ -14,7 +14,7 @@ from fedge.core.method import Method
 from fedge.methods.tuning import Tuning, doc
 from fedge.models.anatomy import anatomy
 from fedge.models.extras import is_extra
-from fedge.models.prompt import prompted
+from fedge.models.prompt import STARTS, prompted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Prompts(Tuning):
     tokens: int = field(default=16, metadata=doc("vectors in the prompt"))
     start: str = field(
         default="random",
-        metadata=doc("how the vectors begin: drawn, or as words that are drawn", "random", "vocabulary"),
+        metadata=doc("how the vectors begin: drawn, or as words that are drawn", *STARTS),
     )
     head: bool = field(default=True, metadata=doc("train the classifier too; without, the prompt alone moves"))
 
@@ -32,7 +32,7 @@ class Prompts(Tuning):
         super().__post_init__()
         if self.tokens <= 0:
             raise ValueError(f"tokens must be above 0, not {self.tokens}")
-        if self.start not in ("random", "vocabulary"):
+        if self.start not in STARTS:
             raise ValueError(f"start is random or vocabulary, not {self.start!r}")
         if self.depth != 1:
             raise ValueError("a prompt stands before the first block, so depth is 1")

@@ -21,6 +21,7 @@ from fedge.models.around import Around, Inner
 
 #: Standard deviation of the vectors at first (CoOp).
 SPREAD = 0.02
+#: How a prompt's vectors begin; see ``prompted``.
 STARTS = ("random", "vocabulary")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -140,8 +139,3 @@ def presence_of(device: DeviceSpec, seed: int) -> Presence:
     if told.trace is not None:
         patterns.append(Steps(*told.trace))
     return Presence(tuple(patterns), told.drops)
-
-
-def names_of(devices: Sequence[DeviceSpec]) -> list[str]:
-    """Device names in the order in which replies are folded."""
-    return sorted(device.name for device in devices)

@@ -18,14 +18,13 @@ from typing import Any
 from fedge.errors import FedgeError, MissingError, nearest
 from fedge.run.folder import LAUNCHER, RunFolder
 
-WORDS = ("kill", "pause", "unpause")
 _PLACE = "orders"
 _PAUSE = 0.05
 
 
 @dataclass(frozen=True)
 class Order:
-    """One order as the launcher takes it; ``path`` is its file."""
+    """One order as the launcher takes it. word: kill, pause or unpause. path: its file."""
 
     word: str
     device: str

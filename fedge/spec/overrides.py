@@ -83,10 +83,11 @@ def _apply(source: Source, label: str, path: str, value: Any) -> None:
     except ValueError as error:
         source.problems.append(Problem(str(error), file=label))
         return
-    _cover(source, done, label, value)
+    _cover(source, done, label)
 
 
-def _cover(source: Source, done: Keys, label: str, value: Any) -> None:
+def _cover(source: Source, done: Keys, label: str) -> None:
+    """What stood at a key and below it is gone, with what was said of it; its place is the override's from now on."""
     prefix = dotted(done)
     for known in [p for p in source.places if p == prefix or p.startswith(prefix + ".")]:
         del source.places[known]

@@ -77,6 +77,7 @@ def beside(folder: Path, name: str) -> Path:
 
 
 def dotted(keys: Sequence[str | int]) -> str:
+    """A key's path as messages write it, such as ``stages.0.rounds``."""
     return ".".join(str(key) for key in keys)
 
 

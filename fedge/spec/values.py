@@ -123,6 +123,7 @@ def one_of(*words: str) -> Check:
 
 
 def not_one_of(given: object, words: typing.Iterable[str]) -> str:
+    """What to say of a value that is none of these words, with the nearest of them."""
     words = list(words)
     close = nearest(given, words) if isinstance(given, str) else None
     return f"expected one of {', '.join(words)}, got {describe(given)}" + (f"; {close}" if close else "")
