@@ -145,56 +145,16 @@ def _variant(variant: Mapping[str, Any] | None) -> str:
 
 def profile_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """A measured round beside what was predicted."""
-    table(
-        [
-            {
-                "device": row["device"],
-                "stage": row["stage"],
-                "method": with_variant(row["method"], row["variant"]),
-                "peak": format_bytes(row["measured_peak_memory"]),
-                "predicted": format_bytes(row["peak_memory"]),
-                "off": f"{100 * (row['peak_memory'] / max(1, row['measured_peak_memory']) - 1):+.1f} %",
-                "time": format_seconds(row["measured_virtual_s"]),
-                "expected": format_seconds(row["virtual_s"]),
-                "up": format_bytes(row["measured_bytes_up"]),
-                "down": format_bytes(row["measured_bytes_down"]),
-            }
-            for row in rows
-        ],
-        ["device", "stage", "method", "peak", "predicted", "off", "time", "expected", "up", "down"],
-        "one round, measured beside predicted",
-    )
+    columns = ["device", "stage", "method", "peak", "predicted", "off", "time", "expected", "up", "down"]
+    table([_measured(row) for row in rows], columns, "one round, measured beside predicted")
     if not rows:
         return
     print()
+    energies = [f"{part} energy" for part in _ENERGY]
+    phases = ["download", "compute", "upload"]
     table(
-        [
-            {
-                "device": row["device"],
-                "stage": row["stage"],
-                **{name: format_bytes(row["parts"].get(name, 0)) for name in _PARTS},
-                "arithmetic": f"{row['flops'] / 1e9:.3g} GFLOP",
-                "traffic": format_bytes(row["traffic"]),
-                **{name: format_seconds(row["phases"][name]) for name in ("download", "compute", "upload")},
-                "energy": f"{format_joules(row['measured_energy_j'])} ({format_joules(row['energy_j'])})",
-                **{f"{part} energy": format_joules(joules) for part, joules in row["energy_parts"].items()},
-                "rates": f"{row['stack']}, {row['rates']}",
-            }
-            for row in rows
-        ],
-        [
-            "device",
-            "stage",
-            *_PARTS,
-            "arithmetic",
-            "traffic",
-            "download",
-            "compute",
-            "upload",
-            "energy",
-            *(f"{part} energy" for part in _ENERGY),
-            "rates",
-        ],
+        [_foretold(row) for row in rows],
+        ["device", "stage", *_PARTS, "arithmetic", "traffic", *phases, "energy", *energies, "rates"],
         "foretold: memory by part, work, seconds by phase, energy by part; energy measured (foretold)",
     )
     for row in rows:
@@ -203,7 +163,36 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"run: {rows[0]['run']} (trace.json opens in Perfetto: a track a device)")
 
 
-#: Parts of a device's memory, as they are shown.
+def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "device": row["device"],
+        "stage": row["stage"],
+        "method": with_variant(row["method"], row["variant"]),
+        "peak": format_bytes(row["measured_peak_memory"]),
+        "predicted": format_bytes(row["peak_memory"]),
+        "off": f"{100 * (row['peak_memory'] / max(1, row['measured_peak_memory']) - 1):+.1f} %",
+        "time": format_seconds(row["measured_virtual_s"]),
+        "expected": format_seconds(row["virtual_s"]),
+        "up": format_bytes(row["measured_bytes_up"]),
+        "down": format_bytes(row["measured_bytes_down"]),
+    }
+
+
+def _foretold(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "device": row["device"],
+        "stage": row["stage"],
+        **{name: format_bytes(row["parts"].get(name, 0)) for name in _PARTS},
+        "arithmetic": f"{row['flops'] / 1e9:.3g} GFLOP",
+        "traffic": format_bytes(row["traffic"]),
+        **{name: format_seconds(row["phases"][name]) for name in ("download", "compute", "upload")},
+        "energy": f"{format_joules(row['measured_energy_j'])} ({format_joules(row['energy_j'])})",
+        **{f"{part} energy": format_joules(joules) for part, joules in row["energy_parts"].items()},
+        "rates": f"{row['stack']}, {row['rates']}",
+    }
+
+
+#: Parts of a device's energy and of its memory, as they are shown.
 _ENERGY = ("idle", "compute", "radio")
 _PARTS = ("shared", "weights", "gradients", "optimizer", "activations", "messages", "process")
 

@@ -181,6 +181,8 @@ def picks_section(record: Record) -> Markup | None:
 
 def devices_section(record: Record) -> Markup | None:
     """Every device's totals."""
+    if not record.devices:
+        return None
     answers: dict[str, list[Any]] = {device: [] for device in record.devices}
     lines: dict[str, list[Any]] = {device: [] for device in record.devices}
     losses = dict.fromkeys(record.devices, 0)
@@ -191,50 +193,40 @@ def devices_section(record: Record) -> Markup | None:
     for line in (line for stage in record.stages for line in stage.devices):
         lines[str(line["device"])].append(line)
     personal = any(line.get("personal_accuracy") is not None for of in lines.values() for line in of)
-    figures = ["accuracy", *(["personal_accuracy"] if personal else [])]
-    rows = []
-    for device in record.devices:
-        profile, budget = record.budgets.get(device, (None, 0))
-        own = lines[device]
-        rows.append(
-            [
-                device,
-                profile,
-                record.rates.get(device),
-                size_of(budget),
-                len(answers[device]),
-                losses[device],
-                *(_figure(own, name) for name in figures),
-                format_seconds(sum(line.get("virtual_s") or 0 for line in own)) if own else None,
-                format_bytes(sum(int(said.get("bytes_up") or 0) for said in answers[device])),
-                format_bytes(sum(int(said.get("bytes_down") or 0) for said in answers[device])),
-                f"{sum(line.get('energy_j') or 0 for line in own):,.1f} J" if own else None,
-                *(_joules(own, part) for part in _ENERGY),
-            ]
-        )
-    told = ["accuracy", "own model"][: len(figures)]
-    names = [
-        "device",
-        "profile",
-        "rates",
-        "grants",
-        "answers",
-        "losses",
-        *told,
-        "worked",
-        "up",
-        "down",
-        "energy",
-        *_ENERGY,
+    figures = {"accuracy": "accuracy", **({"own model": "personal_accuracy"} if personal else {})}
+    rows = [
+        {
+            **_granted(record, device),
+            "answers": len(answers[device]),
+            "losses": losses[device],
+            **{told: _figure(lines[device], name) for told, name in figures.items()},
+            **_spent(lines[device], answers[device]),
+        }
+        for device in record.devices
     ]
-    if not rows:
-        return None
-    table = folded_table("Every device in figures", names, rows, numbers=names[3:])
+    names = list(rows[0])
+    table = folded_table("Every device in figures", names, [list(row.values()) for row in rows], numbers=names[3:])
     told_by = (
         "Rates: how it is known what a device sustains in arithmetic and memory traffic, and with which software. "
+        "Energy: idle is what a device draws all the time, compute and radio what each takes beyond that."
     )
-    told_by += "Energy: idle is what a device draws all the time, compute and radio what each takes beyond that."
     return element("section", table, element("p", told_by, class_="lead"))
+
+
+def _granted(record: Record, device: str) -> dict[str, Any]:
+    profile, budget = record.budgets.get(device, (None, 0))
+    return {"device": device, "profile": profile, "rates": record.rates.get(device), "grants": size_of(budget)}
+
+
+def _spent(lines: list[dict[str, Any]], answers: list[Any]) -> dict[str, Any]:
+    """What a device worked, sent, received and drew, over all stages. answers: what it said with each."""
+    return {
+        "worked": format_seconds(sum(line.get("virtual_s") or 0 for line in lines)) if lines else None,
+        "up": format_bytes(sum(int(said.get("bytes_up") or 0) for said in answers)),
+        "down": format_bytes(sum(int(said.get("bytes_down") or 0) for said in answers)),
+        "energy": f"{sum(line.get('energy_j') or 0 for line in lines):,.1f} J" if lines else None,
+        **{part: _joules(lines, part) for part in _ENERGY},
+    }
 
 
 def _joules(lines: list[dict[str, Any]], part: str) -> str | None:
