@@ -57,19 +57,7 @@ def _federation(catalogue: Catalogue) -> dict[str, Any]:
     )
     definitions = _definitions(*sections)["definitions"]
     fault_schema = faults.schema({section.__name__: definitions.pop(section.__name__) for section in fault_keys})
-    links = {"enum": list(load_links())}
-    definitions["Network"]["properties"]["name"] = {**links, "description": "a link class"}
-    profiles = [name for name, profile in bundled_profiles().items() if not profile.refused]
-    group = definitions["Group"]["properties"]
-    group["profile"] |= {"anyOf": [{"enum": profiles}, {"type": "string", "pattern": r"\.ya?ml$|/"}]}
-    group["network"] = {
-        "anyOf": [links, {"$ref": "#/definitions/Network"}],
-        "description": Group.model_fields["network"].description,
-    }
-    group["availability"] = {
-        "anyOf": [dict(SHARE_SCHEMA), {"$ref": "#/definitions/Availability"}],
-        "description": Group.model_fields["availability"].description,
-    }
+    _offer_bundled(definitions)
     keys = definitions.pop("StageKeys")
     properties: dict[str, dict[str, Any]] = {
         "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]*$"},
@@ -100,6 +88,23 @@ def _federation(catalogue: Catalogue) -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["model", "data", "devices", "stages"],
         "definitions": definitions,
+    }
+
+
+def _offer_bundled(definitions: dict[str, Any]) -> None:
+    """Name the profiles and link classes that travel with fedge where a group of devices may choose one; in place."""
+    links = {"enum": list(load_links())}
+    definitions["Network"]["properties"]["name"] = {**links, "description": "a link class"}
+    profiles = [name for name, profile in bundled_profiles().items() if not profile.refused]
+    group = definitions["Group"]["properties"]
+    group["profile"] |= {"anyOf": [{"enum": profiles}, {"type": "string", "pattern": r"\.ya?ml$|/"}]}
+    group["network"] = {
+        "anyOf": [links, {"$ref": "#/definitions/Network"}],
+        "description": Group.model_fields["network"].description,
+    }
+    group["availability"] = {
+        "anyOf": [dict(SHARE_SCHEMA), {"$ref": "#/definitions/Availability"}],
+        "description": Group.model_fields["availability"].description,
     }
 
 
