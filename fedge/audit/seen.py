@@ -72,8 +72,8 @@ def _answer(server: StageServer, method: Method, state: State, name: str, rows: 
         method, state, server = method.inner, state["inner"], _server(server, method)
     built = seated(method, server.base(), *server.brief.seeds)
     rows = method.reads(rows)
-    seeds = (*server.brief.seeds, 0, name)
-    device = Device(name, built.model, built.initial, rows, server.task, server.meter, public=server.public, seed=seeds)
+    task, seeds = method.learns(server.task, rows), (*server.brief.seeds, 0, name)
+    device = Device(name, built.model, built.initial, rows, task, server.meter, public=server.public, seed=seeds)
     seed_everything(*seeds)
     down = Payload.from_bytes(method.down(server, state, name).to_bytes())
     try:

@@ -249,6 +249,11 @@ class Method:
         inner = self.working(0)
         return rows if inner is self else inner.reads(rows)
 
+    def learns(self, task: Task, rows: Rows) -> Task:
+        """The task as a device with these rows learns it in this variant; it is tested on the task itself."""
+        inner = self.working(0)
+        return task if inner is self else inner.learns(task, rows)
+
     def keeps(self) -> str:
         """What a device keeps the matrices in that this variant does not train: 'fp32' or 'bf16'."""
         inner = self.working(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,32 @@ class Task:
         if self.kind == "causal-lm":
             logits, labels = logits[:, :-1], labels[:, 1:]
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated(Task):
+    """A task of classes learnt by one device whose rows have them in shares of their own.
+
+    The logit-adjusted loss (Menon et al. 2021, arXiv 2007.07314, eq. 10), with π the shares of the classes among the
+    device's rows: ``−log (e^{f_y + τ log π_y} / Σ_c e^{f_c + τ log π_c})``. So the model is not taught how often this
+    device meets each class, in which devices differ. lean: ``τ log π``, [classes].
+    """
+
+    lean: Tensor
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().loss_of(logits + self.lean, labels)
+
+
+def calibrated(task: Task, labels: Iterable[Tensor], tau: float) -> Calibrated:
+    """``task`` for a device with these ``labels``, tensors of class numbers of any shapes.
+
+    A class that it lacks counts as a hundredth of a row, so that its share is above 0 and it is hardly pushed down.
+    """
+    counts = torch.full((task.classes,), 0.01)
+    for some in labels:
+        counts = counts.index_add(0, some.reshape(-1), torch.ones(some.numel()))
+    return Calibrated(task.kind, task.classes, tau * torch.log(counts / counts.sum()))
 
 
 @dataclass

@@ -62,8 +62,8 @@ class SelfSupervised(Tuning):
         super().__post_init__()
         if min(self.hidden, self.width, self.queue) <= 0 or self.temperature <= 0 or not 0 <= self.decay < 1:
             raise ValueError("hidden, width, queue and temperature are above 0, decay in [0, 1)")
-        if self.depth != 1 or self.prox:
-            raise ValueError("the whole encoder is trained, without a pull: depth is 1, prox is 0")
+        if self.depth != 1 or self.prox or self.calibrate:
+            raise ValueError("the whole encoder is trained, without a pull or labels: depth is 1, prox and calibrate 0")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective is one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
 

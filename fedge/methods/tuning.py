@@ -29,6 +29,7 @@ from fedge.core.fold import Coverage
 from fedge.core.method import Device, Method, Replies, Rows, Server, State, Talk
 from fedge.core.payload import Payload, Tree
 from fedge.core.server import ServerOptimizer
+from fedge.core.task import Task, calibrated
 from fedge.models.anatomy import anatomy, is_known
 from fedge.models.names import attach, load, trainable
 
@@ -48,6 +49,9 @@ class Tuning(Method):
     momentum: float = field(default=0.0, metadata=doc("of sgd on the device"))
     weight_decay: float = field(default=0.0, metadata=doc("on the device"))
     prox: float = field(default=0.0, metadata=doc("FedProx's mu: pull towards the global weights"))
+    calibrate: float = field(
+        default=0.0, metadata=doc("tau of calibrated logits: 1 takes a device's own label shares out of its loss")
+    )
     checkpointing: bool = field(default=False, metadata=doc("recompute activations instead of keeping them"))
     depth: float = field(default=1.0, metadata=doc("share of the layers, counted from the output, that is trained"))
     length: float = field(default=1.0, metadata=doc("share of each text that this device trains on, from its start"))
@@ -66,6 +70,8 @@ class Tuning(Method):
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.micro_batch is not None and self.micro_batch <= 0:
             raise ValueError(f"micro_batch must be above 0, not {self.micro_batch}")
+        if self.calibrate < 0:
+            raise ValueError(f"calibrate is 0 or above, not {self.calibrate}")
         if not 0 < self.depth <= 1:
             raise ValueError(f"depth is a share of the layers in (0, 1], not {self.depth}")
         if not 0 < self.length <= 1:
@@ -77,6 +83,11 @@ class Tuning(Method):
 
     def reads(self, rows: Rows) -> Rows:
         return rows if self.length == 1 else rows.cut(self.length)
+
+    def learns(self, task: Task, rows: Rows) -> Task:
+        if not self.calibrate:
+            return task
+        return calibrated(task, (batch["labels"] for batch in rows.chunks(self.batch)), self.calibrate)
 
     def keeps(self) -> str:
         return self.base

@@ -16,6 +16,7 @@ from typing import Any
 from fedge.codecs.make import describe as described
 from fedge.core.cost import KINDS, Cost
 from fedge.core.method import Method
+from fedge.data.columns import GENERATIVE
 from fedge.errors import ConfigError, FedgeError, MissingError
 from fedge.methods.combine.mixed import Mixed, clash
 from fedge.methods.combine.shell import bare
@@ -50,6 +51,9 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
             message, hint = f"{name}: images have no length to cut", "depth, rows at once and steps work on images too"
             place = _place(spec, stage, number, name)
             raise ConfigError(spec.problem(place, message, hint=f"leave it out; {hint}"))
+        if task in GENERATIVE and _calibrates(method):
+            message = "calibrate: what is learnt here are tokens, and calibrated logits are for classes of rows"
+            raise ConfigError(spec.problem(_place(spec, stage, number, "calibrate"), message, hint="leave it out"))
         if task not in method.card.tasks:
             others, tasks = ", ".join(method.card.alternatives), ", ".join(method.card.tasks)
             hint = f"what can: {others}" if others else f"it does {tasks}"
@@ -75,6 +79,11 @@ def _about_texts(method: Method) -> str | None:
     if not isinstance(inner, Tuning):
         return None
     return "scale_length" if inner.scale_length else "length" if inner.length < 1 else None
+
+
+def _calibrates(method: Method) -> bool:
+    inner = method.working(0)
+    return isinstance(inner, Tuning) and inner.calibrate > 0
 
 
 def _made(spec: FederationSpec, stage: StageSpec, number: int, key: str, options: dict[str, Any]) -> Method:

@@ -179,12 +179,13 @@ class Rehearsal:
     def _add(self, name: str, variant: Method, rows: Rows) -> None:
         server = self.server
         built = self.built[name] = seated(variant, server.base(), "trace")
+        read = variant.reads(rows)
         self.devices[name] = Device(
             name,
             built.model,
             built.initial,
-            variant.reads(rows),
-            server.task,
+            read,
+            variant.learns(server.task, read),
             NullMeter(),
             public=server.public,
             seed=("trace",),

@@ -75,6 +75,7 @@ class Seat:
         self.left: State = {}  # what codecs keep for later
         self._saved: int | None = None
         self._built: Assembled | None = None
+        self._task: Task | None = None
         self._device: Device | None = None
         self._talk: Talk | None = None
         self._random: tuple[torch.Tensor, Any] | None = None
@@ -88,7 +89,7 @@ class Seat:
                 self.brief.menu, self.budget, prefer=self.brief.prefer, banned=banned, freely=self.brief.freely
             )
         self.variant = None if choice.index is None else self.brief.variants[choice.index]
-        self._built = None
+        self._built = self._task = None
         return choice
 
     def restore(self, saved: int | None) -> None:
@@ -172,13 +173,16 @@ class Seat:
                 self._built = seated(self.variant, self.ground.base, *self.brief.seeds)
         else:
             self._built.reset()
+        rows = self.variant.reads(self.rows)
+        if self._task is None:
+            self._task = self.variant.learns(self.ground.task, rows)
         seeds = (*self.brief.seeds, round, self.name)
         self._device = Device(
             self.name,
             self._built.model,
             self._built.initial,
-            self.variant.reads(self.rows),
-            self.ground.task,
+            rows,
+            self._task,
             self.meter,
             round=round,
             public=self.ground.public,

@@ -205,7 +205,8 @@ def _driven(server: Bench, rows: Mapping[str, Rows]) -> Driven:
 
 
 def _device(server: Bench, name: str, built: Assembled, rows: Rows) -> Device:
-    return Device(name, built.model, built.initial, rows, server.task, NullMeter(), public=server.public)
+    task = server.variants[name].learns(server.task, rows)
+    return Device(name, built.model, built.initial, rows, task, NullMeter(), public=server.public)
 
 
 class _Round:

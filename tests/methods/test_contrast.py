@@ -219,7 +219,7 @@ def test_a_device_whose_answer_never_counted_has_no_model_by_global_prototypes(v
 
 
 def test_fedpcl_knows_no_global_weights_to_pull_towards():
-    with pytest.raises(ValueError, match="prox is 0"):
+    with pytest.raises(ValueError, match="prox and calibrate are 0"):
         FedPCL(prox=0.1)
 
 

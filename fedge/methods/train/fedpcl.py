@@ -81,8 +81,8 @@ class FedPCL(Tuning):
         super().__post_init__()
         if self.tau <= 0 or self.width <= 0 or self.depth != 1:
             raise ValueError(f"tau and width above 0, depth 1, not {self.tau}, {self.width}, {self.depth}")
-        if self.prox:
-            raise ValueError("prox pulls towards global weights, and a projection stays on its device: prox is 0")
+        if self.prox or self.calibrate:
+            raise ValueError("a projection stays on its device and learns from prototypes: prox and calibrate are 0")
 
     def variants(self) -> Sequence[Method]:
         return [self, replace(self, micro_batch=max(1, self.batch // 8))]

@@ -71,8 +71,8 @@ class ZooPFL(Tuning):
         super().__post_init__()
         if min(self.latent, self.embedding, self.hidden, self.mu) <= 0 or self.pretrain < 0:
             raise ValueError("latent, embedding, hidden and mu are above 0, pretrain at least 0")
-        if self.depth != 1 or self.prox or self.reading not in ("paper", "survey"):
-            raise ValueError("depth is 1, prox 0 and reading paper or survey")
+        if self.depth != 1 or self.prox or self.calibrate or self.reading not in ("paper", "survey"):
+            raise ValueError("depth is 1, prox and calibrate 0, and reading paper or survey")
 
     def variants(self) -> Sequence[Method]:
         return [self, replace(self, micro_batch=64), replace(self, micro_batch=8)]
