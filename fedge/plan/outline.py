@@ -13,7 +13,8 @@ from fedge.core.method import Method
 from fedge.core.payload import Cell, Payload
 from fedge.plan.fake import RememberingMode
 from fedge.plan.menu import held_by
-from fedge.plan.rehearsal import Rehearsal, Setting, ShapedRows, faked, skeleton
+from fedge.plan.rehearsal import Rehearsal, Setting
+from fedge.plan.shapes import ShapedRows, faked, skeleton
 from fedge.plan.trace import REPEATS, silent
 
 #: Roles whose tensors follow from who is left in a round; the protocol that they belong to checks them itself.

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fedge.codecs.chain import Chain
 from fedge.core.method import Ask, Device, Meter, Method, Replies, Rows, Talk
@@ -24,9 +23,10 @@ from fedge.meter.spans import NullMeter
 from fedge.meter.work import Counter, Work
 from fedge.models.halved import halves
 from fedge.models.names import trainable
-from fedge.models.share import share, storage
+from fedge.models.share import storage
 from fedge.models.variant import Assembled, assemble, duplicate, seated
 from fedge.plan.encoding import encoding
+from fedge.plan.shapes import ShapedRows
 
 #: The device whose rounds are counted.
 ONLY = "traced"
@@ -357,69 +357,6 @@ class _Server:
 
     def generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(0)
-
-
-class ShapedRows:
-    """Rows of which only the shapes are real.
-
-    pieces: how many micro-batches' worth of each batch is given out (None: all); the batch takes its memory whole.
-    """
-
-    def __init__(self, rows: Rows, size: int | None = None):
-        self._rows = rows
-        self._size = len(rows) if size is None else size
-        self.pieces: int | None = None
-        self.micro_batch: int | None = None
-
-    def __len__(self) -> int:
-        return self._size
-
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Mapping[str, Tensor]]:
-        while True:
-            kept = size if self.pieces is None else self.pieces * (self.micro_batch or size)
-            yield {name: column[:kept] for name, column in self._batch(min(size, len(self))).items()}
-
-    def chunks(self, size: int) -> Iterator[Mapping[str, Tensor]]:
-        for start in range(0, len(self), size):
-            yield self._batch(min(size, len(self) - start))
-
-    def take(self, indices: Tensor) -> ShapedRows:
-        return ShapedRows(self._rows, len(indices))
-
-    def cut(self, share: float) -> ShapedRows:
-        with unset_fake_temporarily():  # the columns are real
-            return ShapedRows(self._rows.cut(share), self._size)
-
-    def spec(self, size: int) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        return self._rows.spec(min(size, len(self)))
-
-    def _batch(self, size: int) -> dict[str, Tensor]:
-        return {
-            name: torch.empty((size, *shape[1:]), dtype=dtype) for name, (shape, dtype) in self._rows.spec(size).items()
-        }
-
-
-def faked(model: nn.Module) -> nn.Module:
-    """A model over fake tensors of the same shapes (in a fake mode, in place); what was tied stays tied."""
-    fakes: dict[int, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in fakes:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            fakes[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-        return fakes[id(tensor)]
-
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = fake(tensor)  # type: ignore[assignment]
-    return model
-
-
-def skeleton(base: nn.Module) -> nn.Module:
-    """What ``faked`` may change: the base's modules apart. Real tensors can't be copied once the mode is on."""
-    return share(base)
 
 
 def _shared(model: nn.Module, common: Sequence[Tensor]) -> int:

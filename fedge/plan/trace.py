@@ -23,8 +23,9 @@ from fedge.meter.work import Counter, Work
 from fedge.models.anatomy import anatomy
 from fedge.models.names import trainable
 from fedge.plan.fake import RememberingMode
-from fedge.plan.rehearsal import Begun, Figures, Rehearsal, Setting, ShapedRows, faked, repeated, skeleton
+from fedge.plan.rehearsal import Begun, Figures, Rehearsal, Setting, repeated
 from fedge.plan.scratch import in_scratch
+from fedge.plan.shapes import ShapedRows, faked, skeleton
 
 __all__ = ["Setting", "Tracer", "measure", "trace"]
 

@@ -25,7 +25,8 @@ from fedge.methods.customize.lora import LoRA
 from fedge.methods.customize.replication_padding import ReplicationPadding
 from fedge.methods.deploy.anytime import Anytime
 from fedge.methods.train.split import Split
-from fedge.plan.rehearsal import Figures, Rehearsal, Setting, faked, repeated, skeleton
+from fedge.plan.rehearsal import Figures, Rehearsal, Setting, repeated
+from fedge.plan.shapes import faked, skeleton
 from fedge.plan.trace import beside, measure, trace
 from fedge.testing.driver import drive
 from tests.methods.conftest import loaded, rows

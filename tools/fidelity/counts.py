@@ -26,7 +26,7 @@ from fedge.meter.work import Counter, Work
 from fedge.models.adapter import Bottleneck
 from fedge.models.lora import inject
 from fedge.plan.fake import RememberingMode
-from fedge.plan.rehearsal import faked
+from fedge.plan.shapes import faked
 from tools.fidelity.rebuilt import Rebuilt, UnknownModelError, image, pixels, single, text, timm_name
 
 KEPT = Path(__file__).with_name("counts.json")
