@@ -72,6 +72,8 @@ class Tuning(Method):
             raise ValueError(f"micro_batch must be above 0, not {self.micro_batch}")
         if self.calibrate < 0:
             raise ValueError(f"calibrate is 0 or above, not {self.calibrate}")
+        if self.calibrate and self.personalises:
+            raise ValueError("calibrate is for one model of all labels, and devices get models of their own: it is 0")
         if not 0 < self.depth <= 1:
             raise ValueError(f"depth is a share of the layers in (0, 1], not {self.depth}")
         if not 0 < self.length <= 1:

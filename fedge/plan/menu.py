@@ -221,7 +221,7 @@ def cached(tracer: Tracer, variant: Method) -> Cost:
 _SOURCES = tuple(
     f"fedge.{name}"
     for name in (
-        *("core.cost", "core.fit", "core.personal", "meter.work", "codecs.chain", "codecs.codec"),
+        *("core.cost", "core.fit", "core.personal", "core.task", "meter.work", "codecs.chain", "codecs.codec"),
         *("models.accumulator", "models.adapter", "models.anatomy", "models.around", "models.exits", "models.extras"),
         *("models.halved", "models.lora", "models.mask", "models.names", "models.narrow", "models.projected"),
         *("models.prompt", "models.rewriter", "models.variant"),

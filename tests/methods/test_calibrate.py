@@ -7,8 +7,11 @@ from torch import nn
 from fedge.core.task import Calibrated, Task, calibrated
 from fedge.errors import ConfigError
 from fedge.methods.combine.mixed import Mixed
+from fedge.methods.customize.ditto import Ditto
 from fedge.methods.customize.fedavg import FedAvg
+from fedge.methods.customize.fedper import FedPer
 from fedge.methods.customize.head import Head
+from fedge.methods.customize.local import Local
 from fedge.methods.deploy.joint import Joint
 from fedge.methods.train.fedpcl import FedPCL
 from fedge.methods.train.zoopfl import ZooPFL
@@ -80,9 +83,11 @@ def test_a_round_with_it_ends_elsewhere_and_costs_next_to_nothing():
 
 
 def test_what_can_not_honour_it_refuses_it():
-    for kind in (FedPCL, ZooPFL):
+    for kind in (FedPCL, ZooPFL, FedPer, Ditto):
         with pytest.raises(ValueError, match="calibrate"):
             kind(calibrate=1.0)
+    with pytest.raises(ValueError, match="each device has its own"):
+        Local(inner=FedAvg(calibrate=1.0))
     with pytest.raises(ValueError, match="0 or above"):
         FedAvg(calibrate=-1)
 

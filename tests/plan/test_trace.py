@@ -34,6 +34,7 @@ from tests.methods.conftest import loaded, rows
 N = {"steps": 3, "batch": 8, "micro_batch": 2}
 METHODS = {
     "fedavg": FedAvg(**N),
+    "fedavg-calibrated": FedAvg(**N, calibrate=1.0),
     "fedavg-checkpointing": FedAvg(**N, checkpointing=True),
     "fedavg-prox": FedAvg(**N, prox=0.1, optimizer="sgd"),
     "head": Head(**N),
@@ -56,7 +57,7 @@ METHODS = {
 }
 #: Quick enough to be tried on both models every time; the others are on one of them, or by the slow tests alone.
 QUICK = {"head", "anytime", "split", "lora-slots"}
-LONG = {"fedmd", "fedavg-prox", "stages"}
+LONG = {"fedmd", "fedavg-calibrated", "fedavg-prox", "stages"}
 
 
 @pytest.fixture(autouse=True)

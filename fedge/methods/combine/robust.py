@@ -66,8 +66,7 @@ class Robust(Shell):
             raise MethodError("fltrust needs rows that the server trusts", hint="data: {public: 100}")
         model = srv.model()
         seed: tuple[str | int, ...] = (seed_for("fltrust", srv.round),)
-        root = Device(
-            "server", model, start_of(model), srv.public, srv.task, srv.meter, srv.round, srv.public, seed=seed
-        )
+        task = self.inner.learns(srv.task, srv.public)
+        root = Device("server", model, start_of(model), srv.public, task, srv.meter, srv.round, srv.public, seed=seed)
         seed_everything(*seed)
         return alone(self.inner, root, self.inner.down(within(srv), state["inner"], "server"))["delta"]

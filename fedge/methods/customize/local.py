@@ -46,6 +46,8 @@ class Local(Method):
         inner = make(self.inner, given) if isinstance(self.inner, str) else self.inner
         if not isinstance(inner, Tuning) or inner.card.family != "tensors":
             raise ValueError(f"'{inner.card.name}' does not train tensors of one model, so no device can do it alone")
+        if inner.calibrate:
+            raise ValueError("calibrate is for one model of all labels, and each device has its own: it is 0")
         object.__setattr__(self, "inner", inner)
 
     @property
