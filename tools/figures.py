@@ -33,6 +33,9 @@ def show(found: Sequence[dict[str, Any]], as_json: bool) -> int:
     else:
         for line in found:
             spread = f", spread {line['spread']}" if "spread" in line else ""
+            low, high = line.get("interval", (None, None))
+            between = "" if low is None else f", 95 % {low:+g} to {high:+g}"
             goal = f"  (goal {line['goal']})" if "goal" in line else ""
-            print(f"{line['name']}: {line['value']} {line['unit']}{spread}, n {line['n']}{goal}")
+            note = f"  [{line['note']}]" if "note" in line else ""
+            print(f"{line['name']}: {line['value']} {line['unit']}{spread}{between}, n {line['n']}{goal}{note}")
     return 0 if all(line.get("holds", True) for line in found) else 1
