@@ -56,7 +56,7 @@ def test_the_function_is_the_whole_adapters_and_merging_keeps_it(loaded, name, t
         expected = models[0](**inputs).logits
         assert not torch.allclose(expected, found.model(**inputs).logits, atol=1e-3)
         for model in models:
-            assert torch.allclose(model(**inputs).logits, expected, atol=2e-6)
+            assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)  # the order of sums is the processor's
             plain = lora.merge(model)
             assert type(plain) is type(found.model)
             assert list(plain.state_dict()) == list(found.model.state_dict())
