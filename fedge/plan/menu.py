@@ -225,7 +225,7 @@ _SOURCES = tuple(
         *("models.accumulator", "models.adapter", "models.anatomy", "models.around", "models.exits", "models.extras"),
         *("models.halved", "models.lora", "models.mask", "models.names", "models.narrow", "models.projected"),
         *("models.prompt", "models.rewriter", "models.variant"),
-        *("plan.encoding", "plan.rehearsal", "plan.trace"),
+        *("plan.encoding", "plan.fake", "plan.rehearsal", "plan.shapes", "plan.trace"),
     )
 )
 
