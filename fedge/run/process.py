@@ -42,6 +42,11 @@ class Host:
     paused: bool = False
     stale: bool = False
 
+    @property
+    def struck(self) -> bool:
+        """Whether it was killed by hand, and its end is not told yet: what it is given meanwhile is lost with it."""
+        return any(fault.kind == "kill" for fault in self.faults)
+
     def signal(self, number: int) -> None:
         """Send the process a signal, where it has been forked and is still there."""
         if self.pid is not None:

@@ -117,7 +117,7 @@ class Processes:
             return True
         if self._own:
             if host is not None and isinstance(work, Seek):  # what it built is what it picked before: it starts afresh
-                host.leaving = True
+                host.leaving = host.leaving or not host.struck
                 host.signal(signal.SIGKILL)
                 return False
             if host is None:
@@ -138,7 +138,7 @@ class Processes:
 
     def _release(self, host: Host) -> None:
         """A process is not at work: another device may have it, unless its own is in the middle of a conversation."""
-        if self._own or host.leaving or host.paused:
+        if self._own or host.leaving or host.paused or host.struck:
             return
         if not host.busy and not host.talking:
             self._free[host.name] = host
@@ -175,7 +175,8 @@ class Processes:
             self._take_up(host, work)
         if isinstance(work, Send):
             about: dict[str, Any] = {"device": work.device, "round": work.round, "turn": work.turn}
-            host.faults = work.faults
+            if not host.struck:
+                host.faults = work.faults
             if work.faults:
                 about["faults"] = [fault.to_json() for fault in work.faults]
             turn = None if self._pacing is None else self._pacing.begin(host.name, work)
@@ -228,6 +229,7 @@ class Processes:
             orders.paused.discard(host.device)
             self._events.append(Resumed(host.device))
         host.faults, host.stale = (Fault("kill"),), False
+        self._free.pop(host.name, None)
         host.signal(signal.SIGKILL)
         orders.answer(order, done=f"killed, process {host.pid}")
 
@@ -333,7 +335,9 @@ class Processes:
     def _answered(self, event: Delivery, host: Host) -> None:
         header = event.header
         assert event.blob is not None
-        host.busy, host.talking, host.faults = False, not header["done"], ()
+        host.busy, host.talking = False, not header["done"]
+        if not host.struck:
+            host.faults = ()
         paced = {}
         if self._pacing is not None and "paced" in header:
             paced = self._pacing.answered(host.name, host.device, host.pinned, header["paced"])

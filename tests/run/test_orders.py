@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from fedge.errors import FedgeError, MissingError
-from fedge.run.events import Lost, Paused, Resumed
+from fedge.run.events import Died, Lost, Paused, Resumed, Send
 from fedge.run.folder import RunFolder
-from fedge.run.orders import Orders, give
+from fedge.run.orders import Order, Orders, give
+from fedge.run.processes import Processes
+from fedge.wire.blobs import Blob
+from fedge.wire.frames import Kind
 from tests.run.conftest import stage
 from tests.run.fakes import Play, brief, coordinator
 from tests.run.test_processes import command, events, only_run  # noqa: F401
@@ -128,6 +136,44 @@ def test_a_device_killed_while_it_picks_picks_again():
 
 
 # -- really ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("meanwhile", ["answers", "is asked again"])
+def test_a_device_killed_by_hand_is_lost_whatever_happens_before_its_end_is_told(limit, meanwhile):
+    place = SimpleNamespace(budget=SimpleNamespace(memory=1), log=Path("log"))
+    parts = [Mock(name=name) for name in ("wall", "nursery", "hub")]
+    parts[0].open.return_value.killed_for_memory.return_value = False
+    devices = Processes(
+        dict.fromkeys(("a", "b"), place),
+        *parts,
+        run="run",
+        limit=limit,
+        heartbeat=60.0,
+        incarnations={},
+        revive=Mock(),
+        opened=Mock(),
+    )
+    question = Send("a", 1, 0, Blob(b"q"))
+    devices.do(question)
+    (host,) = devices._hosts.values()
+    about = {"host": host.name, "incarnation": host.incarnation}
+    with subprocess.Popen(["sleep", "60"]) as child:
+        devices._told({"is": "forked", "pid": child.pid, **about})
+        heard = SimpleNamespace(device=host.name, incarnation=host.incarnation, blob=Blob(b"a"))
+        devices._heard(SimpleNamespace(**vars(heard), kind=Kind.HELLO, header={}))
+        devices._obey(Order("kill", "a", Path("order")), Mock(paused=set()))
+        header = {"round": 1, "turn": 0, "done": True, "stateful": None, "peak": 0, "noted": {}}
+        if meanwhile == "answers":
+            devices._heard(SimpleNamespace(**vars(heard), kind=Kind.TELL, header=header))
+        else:
+            devices.do(question)
+        status = os.waitpid(child.pid, 0)[1]
+        child.returncode = -9
+    devices._told({"is": "ended", "status": status, "phase": 0, **about})
+    lost = [event for event in devices._events if isinstance(event, Lost)]
+    assert [(event.device, event.cause, event.phase) for event in lost] == [("a", "fault", "kill")]
+    assert not [event for event in devices._events if isinstance(event, Died)]
 
 
 @pytest.mark.slow
