@@ -47,13 +47,10 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
     """
     written = [(key, _made(spec, stage, number, key, options)) for number, (key, options) in enumerate(stage.methods())]
     for number, (key, method) in enumerate(written):
-        if task == "image-classification" and (name := _about_texts(method)) is not None:
-            message, hint = f"{name}: images have no length to cut", "depth, rows at once and steps work on images too"
-            place = _place(spec, stage, number, name)
-            raise ConfigError(spec.problem(place, message, hint=f"leave it out; {hint}"))
-        if task in GENERATIVE and _calibrates(method):
-            message = "calibrate: what is learnt here are tokens, and calibrated logits are for classes of rows"
-            raise ConfigError(spec.problem(_place(spec, stage, number, "calibrate"), message, hint="leave it out"))
+        if (found := _out_of_place(method, task)) is not None:
+            option, message, hint = found
+            place = _place(spec, stage, number, option)
+            raise ConfigError(spec.problem(place, f"{option}: {message}", hint=f"leave it out{hint}"))
         if task not in method.card.tasks:
             others, tasks = ", ".join(method.card.alternatives), ", ".join(method.card.tasks)
             hint = f"what can: {others}" if others else f"it does {tasks}"
@@ -62,10 +59,10 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
     if stage.method != "auto":
         key, method = written[0]
         return method, [(key, method, variant) for variant in scaled(method.variants())]
-    if (found := clash([method for _, method in written])) is not None:
-        key, why = written[found[0]][0], found[1]
+    if (clashing := clash([method for _, method in written])) is not None:
+        key, why = written[clashing[0]][0], clashing[1]
         message = f"'{key}' can't share a round with others: {why}"
-        place = _place(spec, stage, found[0], None)
+        place = _place(spec, stage, clashing[0], None)
         raise ConfigError(spec.problem(place, message, hint=f"give it a stage of its own: method: {key}"))
     mixed = Mixed(members=tuple(method for _, method in written if isinstance(method, Tuning)))
     keys = [key for (key, _), member in zip(written, mixed.members, strict=True) for _ in scaled(member.variants())]
@@ -73,17 +70,17 @@ def method_of(spec: FederationSpec, stage: StageSpec, task: str) -> tuple[Method
     return mixed, list(zip(keys, first, mixed.variants(), strict=True))
 
 
-def _about_texts(method: Method) -> str | None:
-    """The field by which a method cuts texts; None where it doesn't."""
+def _out_of_place(method: Method, task: str) -> tuple[str, str, str] | None:
+    """An option that says nothing about this task, why, and what could be asked for beside leaving it out."""
     inner = method.working(0)
     if not isinstance(inner, Tuning):
         return None
-    return "scale_length" if inner.scale_length else "length" if inner.length < 1 else None
-
-
-def _calibrates(method: Method) -> bool:
-    inner = method.working(0)
-    return isinstance(inner, Tuning) and inner.calibrate > 0
+    if task == "image-classification" and (inner.scale_length or inner.length < 1):
+        option = "scale_length" if inner.scale_length else "length"
+        return option, "images have no length to cut", "; depth, rows at once and steps work on images too"
+    if task in GENERATIVE and inner.calibrate > 0:
+        return "calibrate", "what is learnt here are tokens, and calibrated logits are for classes of rows", ""
+    return None
 
 
 def _made(spec: FederationSpec, stage: StageSpec, number: int, key: str, options: dict[str, Any]) -> Method:

@@ -52,6 +52,6 @@ def check_host(folder: RunFolder, say: Callable[[str], None]) -> None:
         )
     if begun.get("torch") != version("torch"):
         say(f"begun with torch {begun.get('torch')}, and this is {version('torch')}: the last bits may differ")
-    if begun.get("processor") != _processor():
-        was, now = begun.get("processor") or "another processor", _processor() or "another"
-        say(f"begun on {was}, and this is {now}: it may take other kernels, so the last bits may differ")
+    now = _processor()
+    if (was := begun.get("processor", now)) != now:
+        say(f"begun on {was or 'another processor'}, and this is {now or 'another'}: the last bits may differ")

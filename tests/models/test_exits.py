@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fedge.errors import ConfigError
 from fedge.models import lora
@@ -114,6 +114,13 @@ def test_exits_can_be_traced(loaded, name, task):
     given = {key: mode.from_tensor(column) for key, column in inputs_for(found).items()}
     with mode:
         model = MultiExit(fake, (1, 2), found.task.classes).cut(2)
-        sum(one.sum() for one in model.requires_grad_(True)(**given)).backward()
+        logits = model.requires_grad_(True)(**given)
+        sum(one.sum() for one in logits).backward()
+    assert [one.shape[-1] for one in logits] == [found.task.classes] * 2
+    assert all(isinstance(one, FakeTensor) for one in logits)
+    own = [parameter for name, parameter in model.named_parameters() if name.startswith("exits.")]
+    assert own
+    assert all(parameter.grad is not None for parameter in own)
     with torch.device("meta"):
-        MultiExit(share(found.model).to("meta"), (1,), 4)
+        empty = MultiExit(share(found.model).to("meta"), (1,), 4)
+    assert all(parameter.is_meta for parameter in empty.parameters())
