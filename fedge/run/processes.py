@@ -406,7 +406,9 @@ class Processes:
             host.group.close()
             if self._pacing is not None:
                 self._pacing.ended(host.name)
-            if not host.leaving and (self._own or host.busy or host.talking):
+            if host.struck:
+                self._events.append(Lost(host.device, "fault", "kill", detail="kill: the zygote died too"))
+            elif not host.leaving and (self._own or host.busy or host.talking):
                 self._events.append(Died(host.device, "the zygote died"))
         self.nursery = self._revive()
         self._go_on()

@@ -139,7 +139,7 @@ def test_a_device_killed_while_it_picks_picks_again():
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-@pytest.mark.parametrize("meanwhile", ["answers", "is asked again"])
+@pytest.mark.parametrize("meanwhile", ["answers", "is asked again", "the zygote dies"])
 def test_a_device_killed_by_hand_is_lost_whatever_happens_before_its_end_is_told(limit, meanwhile):
     place = SimpleNamespace(budget=SimpleNamespace(memory=1), log=Path("log"))
     parts = [Mock(name=name) for name in ("wall", "nursery", "hub")]
@@ -166,11 +166,14 @@ def test_a_device_killed_by_hand_is_lost_whatever_happens_before_its_end_is_told
         header = {"round": 1, "turn": 0, "done": True, "stateful": None, "peak": 0, "noted": {}}
         if meanwhile == "answers":
             devices._heard(SimpleNamespace(**vars(heard), kind=Kind.TELL, header=header))
-        else:
+        elif meanwhile == "is asked again":
             devices.do(question)
         status = os.waitpid(child.pid, 0)[1]
         child.returncode = -9
-    devices._told({"is": "ended", "status": status, "phase": 0, **about})
+    if meanwhile == "the zygote dies":
+        devices._orphaned()
+    else:
+        devices._told({"is": "ended", "status": status, "phase": 0, **about})
     lost = [event for event in devices._events if isinstance(event, Lost)]
     assert [(event.device, event.cause, event.phase) for event in lost] == [("a", "fault", "kill")]
     assert not [event for event in devices._events if isinstance(event, Died)]
