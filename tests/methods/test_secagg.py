@@ -13,6 +13,7 @@ from fedge.methods.combine.layout import Layout, cells_of, read, written
 from fedge.methods.combine.secagg import SecAgg
 from fedge.methods.customize.fedavg import FedAvg
 from fedge.methods.make import make
+from fedge.plan.rehearsal import Rehearsal, Setting
 from fedge.privacy import shamir
 from fedge.privacy.ring import Ring, wrapping
 from fedge.testing.case import Case, apart, bits
@@ -199,6 +200,24 @@ def test_any_threshold_of_shares_gives_the_secret_and_fewer_do_not():
         assert shamir.joined({place: shares[place] for place in (1, 2, 3)}) != secret
     with pytest.raises(ValueError, match="threshold"):
         shamir.split(secret, [1, 2], 3, b"")
+
+
+def test_a_rehearsed_sum_is_that_of_the_answers():
+    # were a mask left on, no coordinate would be zero, and whoever rebuilds a model from them would do too much
+    sums = []
+
+    class Still(Fixed):
+        def client(self, dev, down):
+            return Payload({"delta": {name: torch.zeros(shape) for name, shape in SHAPES.items()}}, weight=16)
+
+        def update(self, srv, state, replies):
+            sums.append(next(reply["delta"] for reply in replies.values()))
+            return state
+
+    some, method = tiny("image"), SecAgg(inner=Still(), largest=16.0)
+    setting = Setting(some.model, some.task, some.rows(9, "b"), cohort=3)
+    Rehearsal(method, method, setting, some.model, fake=False).round(1, {})
+    assert [{name: int(total.count_nonzero()) for name, total in tree.items()} for tree in sums] == [{"a": 0, "b": 0}]
 
 
 @pytest.mark.kit

@@ -264,7 +264,7 @@ class _Rehearsed:
 
     def mask(self, told: Tree, vector: Tensor) -> None:
         for _ in range(len(told["senders"]) + 1):
-            vector += 1
+            vector += 0  # nobody takes it off again
 
     def reveal(self, told: Tree) -> Tree:
         return {
