@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.flop_counter import flop_registry
 
 from fedge.core.cost import KINDS
 
 aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
+#: What a mode's ``recall`` gives for an operation whose outcome it doesn't know.
+UNKNOWN: Any = object()
 
 
 def _tensors(value: Any) -> Sequence[Tensor]:
@@ -158,9 +161,14 @@ class Counter(TorchDispatchMode):
         return False  # nothing is compiled under a counter, and torch's guard against it costs more than the counting
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # asked of fake tensors alone, at every other operation
+            return args[0].fake_device
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func.namespace == "prim":  # questions about a tensor, asked of fake ones only
+        beneath = _get_current_dispatch_mode()
+        out = beneath.recall(func, args, kwargs) if hasattr(beneath, "recall") else UNKNOWN
+        if out is UNKNOWN:
+            out = func(*args, **kwargs)
+        if func.namespace == "prim":
             return out
         packet = func._overloadpacket
         self.ops += 1

@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from fedge.meter.work import UNKNOWN
 
 _DEVICE = torch.ops.prim.device.default
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_ADD = torch.ops.aten.add_.Tensor
 _CPU = torch.device("cpu")
 #: Arguments that are compared by type and value. The type counts because ``1 == 1.0 == True``.
 _PLAIN = frozenset(
@@ -51,6 +55,8 @@ class _New:
 class RememberingMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """A fake mode for dense tensors on the CPU; whatever else comes goes torch's own way."""
 
+    _first: dict[str, Any] | None = None
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and torch's guard against it costs more than the operation
@@ -60,6 +66,11 @@ class RememberingMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func is _DEVICE:  # asked at every other operation
             return args[0].fake_device
+        if func is _ITEM and args[0].constant is not None:
+            return args[0].constant.item()
+        if func is _ADD and not kwargs and type(args[1]) is int and args[0].constant is not None:
+            args[0].constant.add_(args[1])  # the steps that an optimizer counts
+            return args[0]
         kwargs = kwargs or {}
         key = self._key(func, args, kwargs)
         if key is None:
@@ -73,6 +84,11 @@ class RememberingMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         else:
             _usable[func] = False
         return out
+
+    def recall(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The outcome of a known operation for a counter above this mode, spared a way through torch; else UNKNOWN."""
+        key = self._key(func, args, kwargs)
+        return self._made(_known[key], args) if key in _known else UNKNOWN
 
     def _key(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key | None:
         usable = _usable.get(func)
@@ -94,15 +110,30 @@ class RememberingMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         if kind is _Same:
             return args[recipe.at]
         if kind is _New:
-            with in_kernel_invocation_manager(self):
+            with torch._C._DisableTorchDispatch():
                 if recipe.of is None:
                     shaped = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta")
                 else:
-                    shaped = torch.as_strided(args[recipe.of], recipe.shape, recipe.stride, recipe.offset)
-            return FakeTensor(self, shaped, _CPU)
+                    memory = args[recipe.of].untyped_storage()
+                    shaped = torch.empty(0, dtype=recipe.dtype, device="meta")
+                    shaped.set_(memory, recipe.offset, recipe.shape, recipe.stride)
+            return self._faked(shaped)
         if kind is tuple or kind is list:
             return kind([self._made(one, args) for one in recipe])
         return recipe
+
+    def _faked(self, shaped: Tensor) -> FakeTensor:
+        """A fake tensor of a meta tensor's shape. Its attributes are those of the first, which torch made: checking
+        arguments takes torch four times as long.
+        """
+        if self._first is None:
+            first = FakeTensor(self, shaped, _CPU)
+            self._first = dict(first.__dict__)
+            return first
+        made = Tensor._make_subclass(FakeTensor, shaped, False, dispatch_device=True, device_for_backend_keys=_CPU)
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        made.__dict__.update(self._first)
+        return made
 
 
 def _can_be_remembered(func: Any) -> bool:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
-from importlib import import_module
-from importlib.metadata import version
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
-from fedge.codecs.make import describe as described
 from fedge.core.cost import KINDS, Cost
 from fedge.core.method import Method
 from fedge.data.columns import GENERATIVE
 from fedge.errors import ConfigError, FedgeError, MissingError
 from fedge.methods.combine.mixed import Mixed, clash
 from fedge.methods.combine.shell import bare
-from fedge.methods.make import describe, make
+from fedge.methods.make import make
 from fedge.methods.tuning import Tuning, scaled
 from fedge.models.share import share
 from fedge.plan.choose import Offer, quality
+from fedge.plan.costs import cached
 from fedge.plan.trace import Setting, Tracer
-from fedge.spec.cache import cache_folder
 from fedge.spec.federation import FederationSpec
 from fedge.spec.stage import StageSpec
 
@@ -127,9 +121,8 @@ def menu_of(
     refused: MissingError | None = None
     tracer = Tracer(method, setting)
     for index, (key, written, variant) in enumerate(variants):
-        progress(f"tracing {key} ({index + 1} of {len(variants)})")
         try:
-            cost = cached(tracer, variant)
+            cost = cached(tracer, variant, partial(progress, tracing(variants, index)))
         except MissingError as error:
             refused = error
             continue
@@ -148,6 +141,11 @@ def menu_of(
         hint = f"what can: {', '.join(others)}" if others else refused.hint
         raise MissingError(message, hint=hint) from refused
     return Menu(method, tuple(kept), tuple(offers))
+
+
+def tracing(variants: Sequence[tuple[str, Method, Method]], place: int) -> str:
+    """What to say while a variant is being traced."""
+    return f"tracing {variants[place][0]} ({place + 1} of {len(variants)})"
 
 
 def _is_scaled(variant: Method) -> bool:
@@ -194,64 +192,3 @@ def _changed(variant: Method, written: Method) -> dict[str, Any]:
         else:
             changed[f.name] = list(new) if isinstance(new, tuple) else new
     return changed
-
-
-def cached(tracer: Tracer, variant: Method) -> Cost:
-    """``trace``, remembered by model, method, shapes, versions and source."""
-    path = cache_folder() / "costs" / f"{_fingerprint(tracer.method, variant, tracer.setting)}.json"
-    try:
-        return Cost(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        pass
-    cost = tracer.trace(variant)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(asdict(cost)))
-        beside.replace(path)
-    except OSError:
-        pass  # a cache that can't be written costs time and nothing else
-    return cost
-
-
-#: What a cost depends on besides the method's own file and the codecs'.
-_SOURCES = tuple(
-    f"fedge.{name}"
-    for name in (
-        *("core.cost", "core.fit", "core.personal", "core.task", "meter.work", "codecs.chain", "codecs.codec"),
-        *("models.accumulator", "models.adapter", "models.anatomy", "models.around", "models.exits", "models.extras"),
-        *("models.halved", "models.lora", "models.mask", "models.names", "models.narrow", "models.projected"),
-        *("models.prompt", "models.rewriter", "models.variant"),
-        *("plan.encoding", "plan.fake", "plan.rehearsal", "plan.shapes", "plan.trace"),
-    )
-)
-
-
-def _fingerprint(method: Method, variant: Method, setting: Setting) -> str:
-    held = (method, variant, *held_by(method), *held_by(variant))
-    own = {cls.__module__ for m in held for cls in type(m).__mro__ if issubclass(cls, Method)}
-    own |= {type(codec).__module__ for codec in setting.chain.codecs}
-    sources = [import_module(name) for name in (*sorted(own), *_SOURCES)]
-    about = {
-        "versions": [version(name) for name in ("torch", "transformers", "peft")],
-        "sources": [sha256(inspect.getsource(module).encode()).hexdigest() for module in sources],
-        "model": [type(setting.base).__name__]
-        + [[name, list(p.shape), str(p.dtype)] for name, p in setting.base.named_parameters()],
-        "config": str(getattr(setting.base, "config", "")),
-        "task": [setting.task.kind, setting.task.classes],
-        "rows": [len(setting.rows), str(setting.rows.spec(len(setting.rows)))],
-        "public": len(setting.public) if setting.public is not None else 0,
-        "cohort": setting.cohort if method.gathers else 1,
-        "method": describe(method),
-        "variant": describe(variant),
-        "chain": described(setting.chain),
-    }
-    return sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def held_by(method: Method) -> list[Method]:
-    """The methods that a method holds, and those that they hold."""
-    values = [getattr(method, f.name) for f in fields(method)]
-    flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
-    held = [item for item in flat if isinstance(item, Method)]
-    return [*held, *(deeper for item in held for deeper in held_by(item))]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from fedge.core.method import Method
 from fedge.core.payload import Cell, Payload
+from fedge.plan.costs import held_by
 from fedge.plan.fake import RememberingMode
-from fedge.plan.menu import held_by
 from fedge.plan.rehearsal import Rehearsal, Setting
 from fedge.plan.shapes import ShapedRows, faked, skeleton
 from fedge.plan.trace import REPEATS, silent

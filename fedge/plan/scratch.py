@@ -32,9 +32,14 @@ def in_scratch(run: Callable[[], Cost]) -> Cost:
         os.close(reading)
         _run(run, writing)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read()
-    _, status = os.waitpid(child, 0)
+    try:
+        with os.fdopen(reading, "rb") as pipe:
+            told = pipe.read()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         late = os.WTERMSIG(status) == signal.SIGALRM
         why = f"took longer than {LIMIT} s" if late else f"was killed by signal {os.WTERMSIG(status)}"

@@ -29,8 +29,9 @@ from fedge.plan.shapes import ShapedRows, faked, skeleton
 
 __all__ = ["Setting", "Tracer", "measure", "trace"]
 
-#: Fields that count repetitions. Those beyond the second add the same work again and no memory.
-REPEATS = ("steps", "digest", "samples", "invert")
+#: Fields that count repetitions, those whose names end in "steps" of an optimizer's. The ones beyond the second add the
+#: same work again and no memory.
+REPEATS = ("steps", "head_steps", "own_steps", "digest", "samples", "invert")
 #: Micro-batches of a step beyond which further ones add only work: the first makes the gradients, the second adds.
 PIECES = 2
 #: What a process of fedge's holds beside tensors, at most (bytes) and as a share of them: pages of its ancestors' that
@@ -95,20 +96,21 @@ class Tracer:
         steps = getattr(variant.working(0), "steps", 0)
         if len(phases) == 1 and phases[0].further is not None and steps >= 2:
             work = phases[0].figures.work
-            self._known[_but_steps(variant)] = (steps, cost, work, phases[0].further.work)
+            self._known[but_steps(variant)] = (steps, cost, work, phases[0].further.work)
         return cost
 
     def _told(self, variant: Method) -> Cost | None:
         """The cost by that of the same with other steps: work grows in a straight line, nothing else does."""
         steps = getattr(variant.working(0), "steps", 0)
-        if steps < 2 or (known := self._known.get(_but_steps(variant))) is None:
+        if steps < 2 or (known := self._known.get(but_steps(variant))) is None:
             return None
         before, cost, work, further = known
         work += further * (steps - before)
         return replace(cost, flops=work.flops, traffic=work.traffic, ops=work.ops, kinds=work.shares)
 
 
-def _but_steps(variant: Method) -> str:
+def but_steps(variant: Method) -> str:
+    """The same for variants whose costs are told from one trace."""
     return repr(repeated(variant, {"steps": 2}))
 
 
@@ -226,20 +228,33 @@ def _by_marks(
 
 
 def _by_rounds(rehearsal: Rehearsal, first: int, counts: dict[str, int], pieces: int | None, begun: Figures) -> _Phase:
-    """A phase from the differences between rounds of other numbers of repetitions."""
+    """A phase from the differences between rounds of other numbers of repetitions.
+
+    A further repetition costs something of its own, and something for each of its micro-batches; where several fields
+    count steps, each has its own share of what one more micro-batch costs a round.
+    """
     few = PIECES if pieces else None
+    beyond = pieces - PIECES if pieces else 0
     now = dict.fromkeys(counts, 1)
     once = begun - rehearsal.round(first, now, 1)
     total = last = rehearsal.round(first, now, few)
-    if pieces:
-        piece = rehearsal.round(first, now, PIECES + 1) - last
-        total += piece * ((pieces - PIECES) * counts.get("steps", 1))
+    stepping = [name for name in counts if name.endswith("steps")] if pieces else []
+    piece = rehearsal.round(first, now, PIECES + 1) - last if pieces else Figures()
+    total += piece * beyond
+    left = piece  # what the steps that were not yet looked at have of it
     for name, count in counts.items():
-        if count > 1:
-            now[name] = 2
-            more = rehearsal.round(first, now, few)
-            total += (more - last) * (count - 1)
-            last = more
+        if count == 1 and name not in stepping[:-1]:
+            continue
+        now[name] = 2
+        more = rehearsal.round(first, now, few)
+        total += (more - last) * (count - 1)
+        if name in stepping:
+            own = left
+            if name != stepping[-1]:
+                own = rehearsal.round(first, now, PIECES + 1) - more - piece
+                piece, left = piece + own, left - own
+            total += own * (beyond * (count - 1))
+        last = more
     return _phase(rehearsal, total, once)
 
 

@@ -19,6 +19,7 @@ from fedge.data.encode import Data, encode, split_public
 from fedge.data.partition import hold_out, label_mix, partition
 from fedge.data.raw import Raw
 from fedge.data.source import read
+from fedge.emulation.process import cores
 from fedge.errors import ConfigError, FedgeError, InfeasibleError, LimitError, Problem, nearest
 from fedge.methods.make import difference, make
 from fedge.methods.table import LAST_RESORTS
@@ -26,13 +27,14 @@ from fedge.models.load import Loaded, load
 from fedge.models.nano import bert_tokenizer, gpt_tokenizer
 from fedge.models.variant import assemble
 from fedge.plan.choose import Offer
-from fedge.plan.menu import Menu, cached, menu_of, method_of
+from fedge.plan.costs import Wanted, cached, trace_ahead
+from fedge.plan.menu import Menu, menu_of, method_of, tracing
 from fedge.plan.trace import Setting, Tracer, inference
 from fedge.run import together
 from fedge.run.brief import Brief
 from fedge.run.evaluate import share_of
 from fedge.run.plans import menu_in
-from fedge.run.trust import trusted
+from fedge.run.trust import Trusted, trusted
 from fedge.spec import catalogue as catalogues
 from fedge.spec.federation import FederationSpec
 from fedge.spec.stage import StageSpec
@@ -211,13 +213,12 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
     """Every stage's brief, its menu traced on the architecture that the stage before leaves."""
     spec = prepared.spec
     found = []
-    base = prepared.loaded.model
-    for stage in spec.stages:
-        method, variants = method_of(spec, stage, prepared.data.task.kind)
-        if method.card.final not in CARRIES_ON and stage.index != len(spec.stages) - 1:
-            message, hint = exits_last(stage.method)
-            raise ConfigError(spec.problem(f"stages.{stage.index}.method", message, hint=hint))
-        around = trusted(spec, stage, method, variants, len(prepared.largest()))
+    offered = [(stage, _offered(prepared, stage)) for stage in spec.stages]
+    base, ahead = prepared.loaded.model, None
+    for at, (stage, around) in enumerate(offered):
+        if base is not ahead:
+            _trace_ahead(prepared, offered[at:], base, say)
+            ahead = base
         setting = setting_of(prepared, stage, base)
         told = partial(_tell, say, stage.stage)
         menu = _at(
@@ -225,7 +226,7 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
         )
         _check_busy(spec, stage, menu, setting.chain)
         together.check(spec, stage, menu)
-        if method.card.final == "extended":
+        if menu.method.card.final == "extended":
             base = assemble(menu.method, base, "trace").model.requires_grad_(False).eval()
         found.append(
             Brief(
@@ -251,6 +252,29 @@ def briefs(prepared: Prepared, say: Say) -> list[Brief]:
             )
         )
     return found
+
+
+def _offered(prepared: Prepared, stage: StageSpec) -> Trusted:
+    """A stage's method and its variants, with what its keys put around them."""
+    spec = prepared.spec
+    method, variants = method_of(spec, stage, prepared.data.task.kind)
+    if method.card.final not in CARRIES_ON and stage.index != len(spec.stages) - 1:
+        message, hint = exits_last(stage.method)
+        raise ConfigError(spec.problem(f"stages.{stage.index}.method", message, hint=hint))
+    return trusted(spec, stage, method, variants, len(prepared.largest()))
+
+
+def _trace_ahead(prepared: Prepared, offered: Sequence[tuple[StageSpec, Trusted]], base: nn.Module, say: Say) -> None:
+    """Trace ahead what stands on ``base``: the stages up to the first that leaves the model with new parts."""
+    wanted = []
+    for stage, around in offered:
+        variants = [variant for _, _, variant in around.variants]
+        names = [tracing(around.variants, place) for place in range(len(variants))]
+        told = partial(_tell, say, stage.stage)
+        wanted.append(Wanted(around.method, variants, names, setting_of(prepared, stage, base), told))
+        if around.method.card.final == "extended":
+            break
+    trace_ahead(wanted, len(cores()))
 
 
 def setting_of(prepared: Prepared, stage: StageSpec, base: nn.Module) -> Setting:

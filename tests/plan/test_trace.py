@@ -12,9 +12,11 @@ from fedge.methods.combine.fedbuff import FedBuff
 from fedge.methods.combine.mixed import Mixed
 from fedge.methods.combine.stages import Stages
 from fedge.methods.customize.bitfit import BitFit
+from fedge.methods.customize.ditto import Ditto
 from fedge.methods.customize.fedavg import FedAvg
 from fedge.methods.customize.fedex_lora import FedExLoRA
 from fedge.methods.customize.fedmd import FedMD
+from fedge.methods.customize.fedrep import FedRep
 from fedge.methods.customize.fedsa_lora import FedSALoRA
 from fedge.methods.customize.ffa_lora import FFALoRA
 from fedge.methods.customize.flexlora import FlexLoRA
@@ -52,6 +54,8 @@ METHODS = {
     "fedbuff": FedBuff(inner=BitFit(**N)),
     "mixed": Mixed(members=(LoRA(**N, rank=4), BitFit(**N)), member=BitFit(**N)),
     "split": Split(steps=3, batch=8),
+    "fedrep": FedRep(**N, head_steps=4),
+    "ditto": Ditto(**N, own_steps=2),
     "fedmd": FedMD(**N, digest=2),
     "anytime": Anytime(**N, exits=(1, 2)),
 }
