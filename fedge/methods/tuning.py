@@ -121,14 +121,17 @@ class Tuning(Method):
         load(model, state["weights"])
         return model
 
-    def train(self, dev: Device, loss: Loss, start: Tree, rows: Rows | None = None) -> None:
-        """Fit the device's model to its rows (or to what stands for them) with this method's numbers."""
+    def train(self, dev: Device, loss: Loss, start: Tree, rows: Rows | None = None, steps: int | None = None) -> None:
+        """Fit the device's model to its rows (or to what stands for them) with this method's numbers.
+
+        ``steps``: others than the method's.
+        """
         fitted = fit(
             dev.model,
             (rows or dev.data).batches(self.batch, dev.generator("batches")),
             loss=proximal(loss, start, self.prox) if self.prox else loss,
             optimizer=self.local_optimizer(trainable(dev.model).values()),
-            steps=self.steps,
+            steps=self.steps if steps is None else steps,
             micro_batch=self.micro_batch,
             spans=dev.meter,
         )

@@ -5,7 +5,7 @@ A device's own model comes after the stage: the head, fine-tuned on the device's
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
@@ -53,5 +53,5 @@ class FedBABU(FedAvg):
             parameter.requires_grad_(name.startswith(own))
             if name.startswith(own):
                 parameter.data = parameter.detach().clone()
-        replace(self, steps=self.tune).train(dev, dev.task.loss, {})
+        self.train(dev, dev.task.loss, {}, steps=self.tune)
         return model

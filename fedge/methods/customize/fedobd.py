@@ -104,7 +104,7 @@ class FedOBD(FedAvg):
                 attach(dev.model, {name: tensor + moved[name] for name, tensor in begun.items()})
         start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         late = bool(self.second) and dev.round >= self.second
-        (replace(self, steps=-(-self.steps // 5)) if late and self.steps else self).train(dev, dev.task.loss, start)
+        self.train(dev, dev.task.loss, start, steps=-(-self.steps // 5) if late else self.steps)
         change = leave(dev, start)
         drop = 0.0 if late else self.drop
         chosen = sorted(

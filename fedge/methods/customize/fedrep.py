@@ -34,9 +34,9 @@ class FedRep(FedPer):
     def local(self, dev: Device, start: Tree) -> None:
         own = heads(dev.model)
         parameters = trainable(dev.model)
-        for phase, mine in ((replace(self, steps=self.head_steps), True), (self, False)):
+        for steps, mine in ((self.head_steps, True), (self.steps, False)):
             for name, parameter in parameters.items():
                 parameter.requires_grad_(name.startswith(own) == mine)
-            phase.train(dev, dev.task.loss, start)
+            self.train(dev, dev.task.loss, start, steps=steps)
         for parameter in parameters.values():
             parameter.requires_grad_(True)

@@ -56,14 +56,10 @@ def speed(seed: int) -> Figures:
 
 
 def activations(seed: int) -> Figures:
-    """Bytes that a step holds beyond weights, gradients and messages, beside LoRA's."""
-
-    def held(cost: Cost) -> float:
-        return cost.peak_memory - sum(cost.parts.values())
-
-    lora = held(on_minilm(LoRA()))
-    found = {f"{key} / LoRA": held(cost) / lora for key, cost in costs(PROMPTS).items()}
-    return {**found, "bias / LoRA": held(on_minilm(BitFit())) / lora}
+    """Bytes of activations, beside LoRA's."""
+    lora = on_minilm(LoRA()).parts["activations"]
+    found = {f"{key} / LoRA": cost.parts["activations"] / lora for key, cost in costs(PROMPTS).items()}
+    return {**found, "bias / LoRA": on_minilm(BitFit()).parts["activations"] / lora}
 
 
 def bias_and_additive(seed: int) -> Figures:
