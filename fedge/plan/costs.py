@@ -25,7 +25,7 @@ from fedge.core.method import Method
 from fedge.methods.make import describe
 from fedge.plan.scratch import LIMIT
 from fedge.plan.trace import Setting, Tracer, but_steps
-from fedge.spec.cache import cache_folder
+from fedge.spec.cache import cache_folder, store
 
 #: How a queued group of variants is told to a process, and how a process tells which variant it begins with.
 _GROUP, _BEGUN = struct.Struct("<I"), struct.Struct("<II")
@@ -53,13 +53,7 @@ def cached(tracer: Tracer, variant: Method, begins: Callable[[], None] = lambda:
         pass
     begins()
     cost = tracer.trace(variant)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(asdict(cost)))
-        beside.replace(path)
-    except OSError:
-        pass  # a cache that can't be written costs time and nothing else
+    store(path, json.dumps(asdict(cost)))
     return cost
 
 

@@ -25,7 +25,7 @@ from fedge.plan.worth import read_learned, weighed
 from fedge.run.budgets import budget_of
 from fedge.spec import catalogue as catalogues
 from fedge.spec import resolved
-from fedge.spec.cache import cache_folder
+from fedge.spec.cache import cache_folder, store
 from fedge.spec.federation import FederationSpec
 from fedge.spec.stage import StageSpec
 
@@ -105,15 +105,8 @@ def recall(spec: FederationSpec) -> list[StagePlan] | None:
 def keep(spec: FederationSpec, plans: Sequence[StagePlan]) -> None:
     """Keep the plan for ``recall``; one that can't be kept costs time and nothing else."""
     path = _path(spec)
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps([asdict(plan) for plan in plans]))
-        beside.replace(path)
-    except OSError:
-        pass
+    if path is not None:
+        store(path, json.dumps([asdict(plan) for plan in plans]))
 
 
 def _revived(plain: dict[str, Any]) -> StagePlan:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedge import __version__
-from fedge.spec.cache import cache_folder
+from fedge.spec.cache import cache_folder, store
 from fedge.spec.catalogue import MethodInfo, info_of
 
 GROUP = "fedge.methods"
@@ -79,7 +79,7 @@ def _described(points: Iterable[EntryPoint]) -> dict[str, dict[str, Any]]:
         for name, (_, file) in missing.items():
             rows[name] = read.get(name, {"error": "its description could not be read"})
             if "error" not in rows[name]:  # what is wrong may be mended without a new version
-                _keep(file, rows[name])
+                store(file, json.dumps(rows[name]))
     return rows
 
 
@@ -92,16 +92,6 @@ def _read(pairs: list[str]) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
         return {}
     return found
-
-
-def _keep(file: Path, row: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(row), encoding="utf-8")
-        beside.replace(file)
-    except OSError:
-        pass  # a cache that can't be written costs time and nothing else
 
 
 def _fingerprint(point: EntryPoint) -> str:
